@@ -1,0 +1,20 @@
+// Instruction sets that kernels have variants for, picked once at run time. FASTPOWER_ISA=portable|avx2|avx512|
+// avx512_bf16 lowers (never raises) the choice, for tests.
+#pragma once
+
+namespace fastpower {
+
+enum class Isa { portable = 0, avx2 = 1, avx512 = 2, avx512_bf16 = 3 };
+
+Isa active_isa();
+const char* isa_name(Isa isa);
+// Lowers the choice for this process (tests); throws std::invalid_argument if the machine lacks the ISA.
+void set_isa(Isa isa);
+Isa isa_from_name(const char* name);  // throws std::invalid_argument
+
+}  // namespace fastpower
+
+#define FASTPOWER_AVX2 __attribute__((target("avx2,fma,f16c")))
+#define FASTPOWER_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")))
+#define FASTPOWER_AVX512_BF16 \
+  __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")))

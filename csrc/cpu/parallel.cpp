@@ -1,0 +1,169 @@
+#include "cpu/parallel.h"
+
+#include <pthread.h>
+#include <sched.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdlib>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+namespace fastpower {
+namespace {
+
+constexpr int kSpin = 20000;  // ~50 us: bridges the gap between two kernels of one decode step
+
+inline void pause_cpu() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#else
+  std::this_thread::yield();
+#endif
+}
+
+int available_cores() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof(set), &set) == 0) return std::max(1, CPU_COUNT(&set));
+  return std::max(1u, std::thread::hardware_concurrency());
+}
+
+int default_threads() {
+  if (const char* text = std::getenv("FASTPOWER_NUM_THREADS")) {
+    const int n = std::atoi(text);
+    if (n >= 1) return n;
+  }
+  return available_cores();
+}
+
+struct Job {
+  const std::function<void(int64_t)>* fn;
+  int64_t tasks;
+  std::atomic<int64_t> next{0};
+  std::atomic<int> running{0};  // workers that may still touch this job
+
+  void work() {
+    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) (*fn)(i);
+  }
+};
+
+class Pool {
+ public:
+  void run(int64_t tasks, int threads, const std::function<void(int64_t)>& fn) {
+    std::lock_guard<std::mutex> turn(turn_);
+    grow(threads - 1);
+    Job job{&fn, tasks};
+    const int helpers = static_cast<int>(std::min<int64_t>(threads, tasks)) - 1;
+    job.running.store(helpers, std::memory_order_relaxed);
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      job_ = &job;
+      tickets_.store(helpers, std::memory_order_release);
+      epoch_.fetch_add(1, std::memory_order_release);
+    }
+    if (sleeping_.load(std::memory_order_acquire) > 0) wake_.notify_all();
+    job.work();
+    // A helper that never woke up must not be waited for: take its ticket back.
+    int taken_back = 0;
+    for (int t = tickets_.load(std::memory_order_acquire); t > 0;) {
+      if (tickets_.compare_exchange_weak(t, t - 1, std::memory_order_acq_rel)) {
+        ++taken_back;
+        t = tickets_.load(std::memory_order_acquire);
+      }
+    }
+    job.running.fetch_sub(taken_back, std::memory_order_acq_rel);
+    while (job.running.load(std::memory_order_acquire) > 0) pause_cpu();
+  }
+
+ private:
+  void grow(int workers) {
+    while (static_cast<int>(threads_.size()) < workers) {
+      threads_.emplace_back([this] { loop(); });
+      threads_.back().detach();
+    }
+  }
+
+  bool take_ticket() {
+    for (int t = tickets_.load(std::memory_order_acquire); t > 0;)
+      if (tickets_.compare_exchange_weak(t, t - 1, std::memory_order_acq_rel)) return true;
+    return false;
+  }
+
+  void loop() {
+    for (;;) {
+      if (take_ticket()) {
+        Job* job = job_;  // valid: run() waits until every taken ticket is done
+        job->work();
+        job->running.fetch_sub(1, std::memory_order_acq_rel);
+        continue;
+      }
+      const uint64_t seen = epoch_.load(std::memory_order_acquire);
+      bool news = false;
+      for (int i = 0; i < kSpin && !news; ++i) {
+        pause_cpu();
+        news = epoch_.load(std::memory_order_acquire) != seen || tickets_.load(std::memory_order_relaxed) > 0;
+      }
+      if (news) continue;
+      std::unique_lock<std::mutex> lock(mutex_);
+      sleeping_.fetch_add(1, std::memory_order_acq_rel);
+      wake_.wait(lock, [&] { return epoch_.load(std::memory_order_acquire) != seen; });
+      sleeping_.fetch_sub(1, std::memory_order_acq_rel);
+    }
+  }
+
+  std::mutex turn_, mutex_;
+  std::condition_variable wake_;
+  std::vector<std::thread> threads_;
+  Job* job_ = nullptr;
+  std::atomic<int> tickets_{0}, sleeping_{0};
+  std::atomic<uint64_t> epoch_{0};
+};
+
+std::atomic<int> g_threads{0};
+std::atomic<Pool*> g_pool{nullptr};
+thread_local bool t_inside = false;
+
+// Leaked on purpose: detached workers may outlive static destructors. After fork() the child has no workers, so it
+// starts a new pool.
+Pool& pool() {
+  static std::once_flag once;
+  std::call_once(once, [] {
+    g_pool.store(new Pool);
+    pthread_atfork(nullptr, nullptr, [] { g_pool.store(new Pool); });
+  });
+  return *g_pool.load();
+}
+
+}  // namespace
+
+int num_threads() {
+  int n = g_threads.load(std::memory_order_relaxed);
+  if (n == 0) g_threads.store(n = default_threads(), std::memory_order_relaxed);
+  return n;
+}
+
+void set_num_threads(int n) {
+  if (n < 1) throw std::invalid_argument("num_threads must be at least 1, got " + std::to_string(n));
+  g_threads.store(n, std::memory_order_relaxed);
+}
+
+void parallel_for(int64_t tasks, const std::function<void(int64_t)>& fn) {
+  const int threads = num_threads();
+  if (tasks <= 1 || threads == 1 || t_inside) {
+    for (int64_t i = 0; i < tasks; ++i) fn(i);
+    return;
+  }
+  t_inside = true;
+  pool().run(tasks, threads, [&fn](int64_t i) {
+    t_inside = true;
+    fn(i);
+  });
+  t_inside = false;
+}
+
+}  // namespace fastpower

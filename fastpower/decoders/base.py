@@ -1,0 +1,96 @@
+"""The decoder protocol: sequences that fork and truncate, and one ragged forward that draws.
+
+Positions count from 0 over prompt + answer. A sequence of length n holds the K/V of tokens 0 … n − 1; the logits row
+that a forward leaves after feeding token n − 1 is the distribution of the token at position n.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Work(NamedTuple):
+    """One row of a forward: append ``tokens`` (at least one) to ``sequence``."""
+
+    sequence: int
+    tokens: Sequence[int]
+
+
+class Draws(NamedTuple):
+    """What to draw from the rows of one forward. B rows, D draws, E exponents; D may be 0."""
+
+    alpha: NDArray[np.float32]  #: (B,) exponent of the proposal: draws are from softmax(alpha * logits)
+    exponents: NDArray[np.float32]  #: (E,) exponents whose logz is wanted for every row
+    rows: NDArray[np.int64]  #: (D,) row of each draw, any order, repeats welcome
+    keys: NDArray[np.uint64]  #: (D,) Philox key of each draw
+    positions: NDArray[np.int64]  #: (D,) Philox counter of each draw: the position the drawn token will have
+    exclude: NDArray[np.int64]  #: (D,) token removed from that draw, −1 for none
+
+
+class TokenDraws(NamedTuple):
+    """Results of one forward, on the host."""
+
+    token: NDArray[np.int64]  #: (D,) −1 where nothing could be drawn (see status)
+    logp: NDArray[np.float32]  #: (D,) log p(token), natural logarithm, exponent 1 and full vocabulary
+    logz: NDArray[np.float32]  #: (B, E) log Σ_v p(v)^e
+    entropy: NDArray[np.float32]  #: (B,) nats, of p
+    status: NDArray[np.int32]  #: (B,) bit set of ``fastpower.kernels.Status``; 0 = fine
+
+
+class TokenScores(NamedTuple):
+    """Statistics of given tokens under the model: row i belongs to token i, given everything before it."""
+
+    logp: NDArray[np.float32]  #: (T,)
+    logz: NDArray[np.float32]  #: (T, E)
+    entropy: NDArray[np.float32]  #: (T,)
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """What another engine has to offer to be driven by fastpower's samplers.
+
+    ``forward`` and ``score`` are all or nothing: on ``CacheFull`` no sequence has changed.
+    """
+
+    vocab_size: int
+    eos_ids: frozenset[int]
+    max_length: int  #: context length, prompt + answer
+    batch_invariant: bool  #: True if a row's bits do not depend on what it is batched with
+
+    def add(self) -> int:
+        """A new empty sequence."""
+
+    def fork(self, sequence: int, length: int) -> int:
+        """A new sequence sharing the first ``length`` tokens (0 ≤ length ≤ length(sequence)); nothing is copied."""
+
+    def truncate(self, sequence: int, length: int) -> None:
+        """Keep the first ``length`` tokens."""
+
+    def free(self, sequence: int) -> None:
+        """Give a sequence back."""
+
+    def length(self, sequence: int) -> int:
+        """Tokens held."""
+
+    def forward(self, work: Sequence[Work], draws: Draws) -> TokenDraws:
+        """Append every row's tokens (prefill chunks and decode steps mixed) and draw from each row's last position.
+
+        Raises CacheFull (nothing changed), UnknownSequence, ValueError (empty tokens, sequence twice in one batch).
+        """
+
+    def score(self, work: Sequence[Work], exponents: NDArray[np.float32]) -> list[TokenScores]:
+        """Append every row's tokens and return their statistics. The sequence must already hold at least one token:
+        token i is scored by the row left by the token before it, so the first is scored by re-feeding that one."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of plain text."""
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of token ids, special tokens removed."""
+
+    def stats(self) -> dict[str, int]:
+        """Sizes and counters: at least ``free_tokens`` (how many more tokens fit if nothing is shared)."""

@@ -1,0 +1,34 @@
+"""Every error that fastpower raises on purpose. Messages name the argument, the value and the remedy."""
+
+from __future__ import annotations
+
+
+class FastpowerError(Exception):
+    """Base class."""
+
+
+class CacheFull(FastpowerError, RuntimeError):
+    """The paged cache has too few free pages for a request. Nothing was changed."""
+
+
+class UnknownSequence(FastpowerError, KeyError):
+    """A sequence handle that was never given out or was already freed."""
+
+    def __str__(self) -> str:  # KeyError would print the repr
+        return str(self.args[0]) if self.args else ""
+
+
+class UnsupportedModel(FastpowerError, ValueError):
+    """The model cannot run on the paged path (state that is not a plain K/V cache, …)."""
+
+
+class PromptTooLong(FastpowerError, ValueError):
+    """Prompt and horizon do not fit into the model's context."""
+
+
+class InvalidLogits(FastpowerError, ArithmeticError):
+    """A logits row held NaN or +inf, or had no finite entry: no token can be drawn from it."""
+
+
+class Interrupted(FastpowerError, KeyboardInterrupt):
+    """Ctrl-C: carries what was finished so far in ``results``."""

@@ -1,0 +1,1 @@
+"""The specification: every operator in plain PyTorch, obviously right, float64 inside where it matters."""
