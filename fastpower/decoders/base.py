@@ -42,9 +42,9 @@ class TokenDraws(NamedTuple):
 
 
 class TokenScores(NamedTuple):
-    """Statistics of given tokens under the model: row i belongs to token i, given everything before it."""
+    """Statistics of T given tokens under the model; row i is the distribution left after tokens 0 … i."""
 
-    logp: NDArray[np.float32]  #: (T,)
+    logp: NDArray[np.float32]  #: (T − 1,) log-probability of tokens 1 … T − 1 (token 0 only starts the context)
     logz: NDArray[np.float32]  #: (T, E)
     entropy: NDArray[np.float32]  #: (T,)
 
@@ -83,8 +83,11 @@ class Decoder(Protocol):
         """
 
     def score(self, work: Sequence[Work], exponents: NDArray[np.float32]) -> list[TokenScores]:
-        """Append every row's tokens and return their statistics. The sequence must already hold at least one token:
-        token i is scored by the row left by the token before it, so the first is scored by re-feeding that one."""
+        """Append every row's tokens and return their statistics, every row of logits used, none kept.
+
+        tokens[1:] are scored given everything before them; to score a continuation of a sequence, truncate it by one
+        and start ``tokens`` with its last token. Raises like ``forward``, and InvalidLogits for NaN or masked rows.
+        """
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text."""
