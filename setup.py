@@ -16,7 +16,13 @@ from setuptools import setup
 compile_args = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wall", "-Wextra", "-pthread"]
 link_args = ["-pthread"]
 if os.environ.get("FASTPOWER_SANITIZE") == "1":
-    sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-O1", "-g"]
+    sanitize = [
+        "-fsanitize=address,undefined",
+        "-fno-sanitize-recover=undefined",
+        "-fno-omit-frame-pointer",
+        "-O1",
+        "-g",
+    ]
     compile_args += sanitize
     link_args += sanitize
 else:

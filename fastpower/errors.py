@@ -30,5 +30,9 @@ class InvalidLogits(FastpowerError, ArithmeticError):
     """A logits row held NaN or +inf, or had no finite entry: no token can be drawn from it."""
 
 
+class BackendUnavailable(FastpowerError, RuntimeError):
+    """A kernel backend that cannot run in this process or on these tensors; the message says why."""
+
+
 class Interrupted(FastpowerError, KeyboardInterrupt):
     """Ctrl-C: carries what was finished so far in ``results``."""

@@ -1,4 +1,10 @@
-"""The kernels' façade."""
+"""The kernels' façade: one public function per operator, every backend behind it.
+
+    from fastpower.kernels import sample_tokens
+
+Contracts are in the docstrings and in ``docs/design.md``. Kernels know nothing of samplers, caches or decoders, and
+can be used without them.
+"""
 
 from __future__ import annotations
 
@@ -9,3 +15,7 @@ from pathlib import Path
 _checkout = Path(__file__).resolve().parents[2] / "kernels"
 if not (Path(__file__).parent / "reference").exists() and (_checkout / "reference").is_dir():
     __path__.append(str(_checkout))
+
+from fastpower.kernels.dispatch import BACKENDS, Status, backends  # noqa: E402
+
+__all__ = ["BACKENDS", "Status", "backends"]

@@ -1,0 +1,37 @@
+"""Argument checks of the façade. The good case costs one expression; messages are built only on failure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def check_tensor(
+    op: str,
+    name: str,
+    value: torch.Tensor,
+    dtypes: Sequence[torch.dtype],
+    shape: Sequence[int | str],
+    device: torch.device | None = None,
+) -> None:
+    """``shape`` holds sizes, or names such as "B" for sizes that are free.
+
+    Raises TypeError for a value that is not a tensor or has another dtype, ValueError for its shape or device.
+    """
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.dtype not in dtypes:
+        wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        got = str(value.dtype).removeprefix("torch.")
+        raise TypeError(f"{op}: {name} must be {wanted}, got {got}; convert it with {name}.to(...)")
+    sizes = value.shape
+    if len(sizes) != len(shape) or any(
+        wanted != got for wanted, got in zip(shape, sizes, strict=True) if not isinstance(wanted, str)
+    ):
+        wanted_shape = ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "")
+        raise ValueError(f"{op}: {name} must have shape ({wanted_shape}), got {tuple(sizes)}")
+    if device is not None and value.device != device:
+        raise ValueError(f"{op}: {name} is on {value.device}, the other tensors on {device}; move it there")

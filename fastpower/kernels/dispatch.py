@@ -1,0 +1,128 @@
+"""Which backend runs an operator, and how operators are made known to torch.
+
+Backends are packages of equal shape: operator ``op`` of backend ``b`` is the function ``op`` in the module
+``fastpower.kernels.b.op``, looked up on first use. Nothing is imported for backends that are not used.
+"""
+
+from __future__ import annotations
+
+import enum
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+
+from fastpower.errors import BackendUnavailable
+
+BACKENDS = ("reference", "cpu", "triton", "cuda")
+_AUTO = {"cpu": "cpu", "cuda": "triton"}  # torch calls HIP devices "cuda" too
+
+
+class Status(enum.IntFlag):
+    """Per-row outcome of ``sample_tokens`` and ``score_tokens``, a bit set in an int32 tensor."""
+
+    OK = 0
+    NAN = 1  #: the row holds a NaN or +inf; its statistics are NaN and nothing is drawn from it
+    MASKED = 2  #: the row has no finite entry; its statistics are NaN and nothing is drawn from it
+    EXHAUSTED = 4  #: a draw of this row had nothing left after ``exclude``; that draw's token is -1
+
+
+@cache
+def why_not(backend: str) -> str | None:
+    """None if ``backend`` can run in this process, else the reason and the remedy."""
+    match backend:
+        case "reference":
+            return None
+        case "cpu":
+            try:
+                importlib.import_module("fastpower._C")
+            except ImportError as error:
+                return f"the C++ extension cannot be imported ({error}); `pip install .` builds it"
+            return None
+        case "triton":
+            if importlib.util.find_spec("triton") is None:
+                return "triton is not installed; `pip install fastpower[triton]`"
+            if torch.cuda.is_available() or _interpreted():
+                return None
+            return "torch sees no GPU (set TRITON_INTERPRET=1 before triton is imported to run it slowly on the CPU)"
+        case "cuda":
+            try:
+                module = importlib.import_module("fastpower.kernels.cuda")
+            except ImportError as error:
+                return f"the CUDA library cannot be imported ({error}); build with FASTPOWER_CUDA=1"
+            reason: str | None = module.why_not()
+            return reason
+    raise ValueError(f"backend must be 'auto' or one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
+
+
+def backends() -> dict[str, str | None]:
+    """Every backend, with None if it is live or the reason why it is not."""
+    return {backend: why_not(backend) for backend in BACKENDS}
+
+
+def resolve(op: str, backend: str, device: torch.device) -> Callable[..., Any]:
+    """The function that runs ``op`` on tensors of ``device``.
+
+    ``backend="auto"`` is FASTPOWER_BACKEND if set, else ``cpu`` for CPU tensors and ``triton`` for CUDA/HIP tensors.
+    Raises ValueError for an unknown name and BackendUnavailable, with the reason, for a backend that cannot run here,
+    cannot take tensors of that device, or lacks the operator.
+    """
+    if backend == "auto":
+        backend = os.environ.get("FASTPOWER_BACKEND") or "auto"
+    return _resolve(op, backend, device.type)
+
+
+@cache
+def _resolve(op: str, backend: str, device: str) -> Callable[..., Any]:
+    if backend == "auto":
+        if device not in _AUTO:
+            raise BackendUnavailable(f"{op}: no backend for {device} tensors; move them to the CPU or a GPU")
+        backend = _AUTO[device]
+    reason = why_not(backend)
+    if reason is not None:
+        raise BackendUnavailable(f"{op}: backend {backend!r} is not available: {reason}")
+    fits = {
+        "reference": True,
+        "cpu": device == "cpu",
+        "triton": device == "cuda" or _interpreted(),
+        "cuda": device == "cuda",
+    }
+    if not fits[backend]:
+        raise BackendUnavailable(f"{op}: backend {backend!r} cannot read {device} tensors; use backend='auto'")
+    module = f"fastpower.kernels.{backend}.{op}"
+    try:
+        function: Callable[..., Any] = getattr(importlib.import_module(module), op)
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+        raise BackendUnavailable(f"backend {backend!r} has no {op}; use backend='reference'") from None
+    return function
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+_library: Any = torch.library.Library("fastpower", "DEF")  # type: ignore[no-untyped-call]
+
+
+def register(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+    """Define ``torch.ops.fastpower.<op>`` and return it.
+
+    ``schema`` is a torch schema ("op(Tensor x, …) -> Tensor"; mutated arguments annotated ``Tensor(a!)``),
+    ``implementation`` takes and returns exactly that, ``fake`` does the same on tensors without storage. In eager mode
+    façades call the implementation themselves, which saves the dispatcher's overhead; under ``torch.compile`` they
+    call the registered operator, which is one opaque node of the graph: see ``compiling``.
+    """
+    name = schema.partition("(")[0]
+    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(name, implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"fastpower::{name}", fake, lib=_library)
+    return getattr(torch.ops.fastpower, name).default
+
+
+compiling = torch.compiler.is_compiling
