@@ -17,5 +17,6 @@ if not (Path(__file__).parent / "reference").exists() and (_checkout / "referenc
     __path__.append(str(_checkout))
 
 from fastpower.kernels.dispatch import BACKENDS, Status, backends  # noqa: E402
+from fastpower.kernels.sampling import TokenSamples, TokenScores, sample_tokens, score_tokens  # noqa: E402
 
-__all__ = ["BACKENDS", "Status", "backends"]
+__all__ = ["BACKENDS", "Status", "TokenSamples", "TokenScores", "backends", "sample_tokens", "score_tokens"]

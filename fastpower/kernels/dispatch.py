@@ -71,17 +71,20 @@ def resolve(op: str, backend: str, device: torch.device) -> Callable[..., Any]:
     Raises ValueError for an unknown name and BackendUnavailable, with the reason, for a backend that cannot run here,
     cannot take tensors of that device, or lacks the operator.
     """
+    return _resolve(op, pick(backend, device), device.type)
+
+
+def pick(backend: str, device: torch.device) -> str:
+    """The backend that a call means: ``auto`` resolved by FASTPOWER_BACKEND, then by device. Names are not checked."""
     if backend == "auto":
         backend = os.environ.get("FASTPOWER_BACKEND") or "auto"
-    return _resolve(op, backend, device.type)
+    return _AUTO.get(device.type, "auto") if backend == "auto" else backend
 
 
 @cache
 def _resolve(op: str, backend: str, device: str) -> Callable[..., Any]:
     if backend == "auto":
-        if device not in _AUTO:
-            raise BackendUnavailable(f"{op}: no backend for {device} tensors; move them to the CPU or a GPU")
-        backend = _AUTO[device]
+        raise BackendUnavailable(f"{op}: no backend for {device} tensors; move them to the CPU or a GPU")
     reason = why_not(backend)
     if reason is not None:
         raise BackendUnavailable(f"{op}: backend {backend!r} is not available: {reason}")
