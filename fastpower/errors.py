@@ -22,6 +22,10 @@ class UnsupportedModel(FastpowerError, ValueError):
     """The model cannot run on the paged path (state that is not a plain K/V cache, …)."""
 
 
+class ModelNotFound(FastpowerError, FileNotFoundError):
+    """A model that is not there: a wrong path or name, or a package that is not installed."""
+
+
 class PromptTooLong(FastpowerError, ValueError):
     """Prompt and horizon do not fit into the model's context."""
 

