@@ -12,7 +12,8 @@ namespace {
 Isa machine_isa() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx2 =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (avx512 && __builtin_cpu_supports("avx512bf16")) return Isa::avx512_bf16;
@@ -22,16 +23,31 @@ Isa machine_isa() {
   return Isa::portable;
 }
 
+// Intel issues one vdpbf16ps per two cycles (half of what two float32 FMA units do on converted weights), AMD
+// one per cycle (twice its FMAs). The choice must not depend on a measurement: it decides the bits of a
+// result.
+Isa preferred_isa() {
+  const Isa isa = machine_isa();
+#if defined(__x86_64__)
+  if (isa == Isa::avx512_bf16 && __builtin_cpu_is("intel")) return Isa::avx512;
+#endif
+  return isa;
+}
+
 std::atomic<int> g_isa{-1};
 
 }  // namespace
 
 const char* isa_name(Isa isa) {
   switch (isa) {
-    case Isa::portable: return "portable";
-    case Isa::avx2: return "avx2";
-    case Isa::avx512: return "avx512";
-    case Isa::avx512_bf16: return "avx512_bf16";
+    case Isa::portable:
+      return "portable";
+    case Isa::avx2:
+      return "avx2";
+    case Isa::avx512:
+      return "avx512";
+    case Isa::avx512_bf16:
+      return "avx512_bf16";
   }
   return "unknown";
 }
@@ -39,21 +55,24 @@ const char* isa_name(Isa isa) {
 Isa isa_from_name(const char* name) {
   for (Isa isa : {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512_bf16})
     if (std::strcmp(name, isa_name(isa)) == 0) return isa;
-  throw std::invalid_argument("isa must be portable, avx2, avx512 or avx512_bf16, got '" + std::string(name) + "'");
+  throw std::invalid_argument("isa must be portable, avx2, avx512 or avx512_bf16, got '" + std::string(name) +
+                              "'");
 }
 
 void set_isa(Isa isa) {
   if (isa > machine_isa())
-    throw std::invalid_argument("isa '" + std::string(isa_name(isa)) + "' is not available here; this machine has '" +
-                                isa_name(machine_isa()) + "'");
+    throw std::invalid_argument("isa '" + std::string(isa_name(isa)) +
+                                "' is not available here; this machine has '" + isa_name(machine_isa()) +
+                                "'");
   g_isa.store(static_cast<int>(isa));
 }
 
 Isa active_isa() {
   int isa = g_isa.load(std::memory_order_relaxed);
   if (isa < 0) {
-    Isa choice = machine_isa();
-    if (const char* name = std::getenv("FASTPOWER_ISA")) choice = std::min(choice, isa_from_name(name));
+    Isa choice = preferred_isa();
+    if (const char* name = std::getenv("FASTPOWER_ISA"))
+      choice = std::min(machine_isa(), isa_from_name(name));
     g_isa.store(isa = static_cast<int>(choice));
   }
   return static_cast<Isa>(isa);

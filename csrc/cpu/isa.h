@@ -1,5 +1,5 @@
-// Instruction sets that kernels have variants for, picked once at run time. FASTPOWER_ISA=portable|avx2|avx512|
-// avx512_bf16 lowers (never raises) the choice, for tests.
+// Instruction sets that kernels have variants for, picked once at run time: the best one for this processor,
+// or what FASTPOWER_ISA=portable|avx2|avx512|avx512_bf16 names, as far as the machine has it.
 #pragma once
 
 namespace fastpower {
@@ -8,7 +8,7 @@ enum class Isa { portable = 0, avx2 = 1, avx512 = 2, avx512_bf16 = 3 };
 
 Isa active_isa();
 const char* isa_name(Isa isa);
-// Lowers the choice for this process (tests); throws std::invalid_argument if the machine lacks the ISA.
+// Changes the choice for this process (tests); throws std::invalid_argument if the machine lacks the ISA.
 void set_isa(Isa isa);
 Isa isa_from_name(const char* name);  // throws std::invalid_argument
 

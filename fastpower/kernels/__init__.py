@@ -17,6 +17,18 @@ if not (Path(__file__).parent / "reference").exists() and (_checkout / "referenc
     __path__.append(str(_checkout))
 
 from fastpower.kernels.dispatch import BACKENDS, Status, backends  # noqa: E402
+from fastpower.kernels.linear import PackedLinear, linear, pack_linear  # noqa: E402
 from fastpower.kernels.sampling import TokenSamples, TokenScores, sample_tokens, score_tokens  # noqa: E402
 
-__all__ = ["BACKENDS", "Status", "TokenSamples", "TokenScores", "backends", "sample_tokens", "score_tokens"]
+__all__ = [
+    "BACKENDS",
+    "PackedLinear",
+    "Status",
+    "TokenSamples",
+    "TokenScores",
+    "backends",
+    "linear",
+    "pack_linear",
+    "sample_tokens",
+    "score_tokens",
+]

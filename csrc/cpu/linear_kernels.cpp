@@ -1,0 +1,205 @@
+#include "cpu/linear_kernels.h"
+
+#include <cstring>
+
+#include "cpu/linear.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace fastpower {
+namespace {
+
+constexpr int64_t kAhead = 4096;  // bytes of the panel stream prefetched ahead of use
+
+inline float load_float(const char* at) {
+  float value;
+  std::memcpy(&value, at, 4);
+  return value;
+}
+
+#if defined(__x86_64__)
+
+inline int load_pair(const char* at) {
+  int value;
+  std::memcpy(&value, at, 4);
+  return value;
+}
+
+// ---- AVX-512: 2 vectors of columns × up to 12 rows = 24 accumulators. kRows stays a compile-time loop
+// bound.
+
+template <int R>
+FASTPOWER_AVX512_BF16 void avx512_bf16_pairs(const char* x, int64_t x_stride, const char* w, int64_t steps,
+                                             float* acc) {
+  __m512 sum[R][2];
+#pragma GCC unroll 12
+  for (int i = 0; i < R; ++i) {
+    sum[i][0] = _mm512_load_ps(acc + i * kPanel);
+    sum[i][1] = _mm512_load_ps(acc + i * kPanel + 16);
+  }
+  for (int64_t s = 0; s < steps; ++s, w += kPanel * 4, x += 4) {
+    _mm_prefetch(w + kAhead, _MM_HINT_T0);
+    _mm_prefetch(w + kAhead + 64, _MM_HINT_T0);
+    const __m512bh w0 = (__m512bh)_mm512_loadu_si512(w), w1 = (__m512bh)_mm512_loadu_si512(w + 64);
+#pragma GCC unroll 12
+    for (int i = 0; i < R; ++i) {
+      const __m512bh v = (__m512bh)_mm512_set1_epi32(load_pair(x + i * x_stride));
+      sum[i][0] = _mm512_dpbf16_ps(sum[i][0], w0, v);
+      sum[i][1] = _mm512_dpbf16_ps(sum[i][1], w1, v);
+    }
+  }
+#pragma GCC unroll 12
+  for (int i = 0; i < R; ++i) {
+    _mm512_store_ps(acc + i * kPanel, sum[i][0]);
+    _mm512_store_ps(acc + i * kPanel + 16, sum[i][1]);
+  }
+}
+
+template <int R>
+FASTPOWER_AVX512 void avx512_pairs(const char* x, int64_t x_stride, const char* w, int64_t steps,
+                                   float* acc) {
+  __m512 sum[R][2];
+#pragma GCC unroll 12
+  for (int i = 0; i < R; ++i) {
+    sum[i][0] = _mm512_load_ps(acc + i * kPanel);
+    sum[i][1] = _mm512_load_ps(acc + i * kPanel + 16);
+  }
+  const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+  for (int64_t s = 0; s < steps; ++s, w += kPanel * 4, x += 8) {
+    _mm_prefetch(w + kAhead, _MM_HINT_T0);
+    _mm_prefetch(w + kAhead + 64, _MM_HINT_T0);
+    const __m512i p0 = _mm512_loadu_si512(w), p1 = _mm512_loadu_si512(w + 64);
+    const __m512 even0 = _mm512_castsi512_ps((__m512i)((__v16su)p0 << 16));
+    const __m512 even1 = _mm512_castsi512_ps((__m512i)((__v16su)p1 << 16));
+#pragma GCC unroll 12
+    for (int i = 0; i < R; ++i) {
+      const __m512 v = _mm512_set1_ps(load_float(x + i * x_stride));
+      sum[i][0] = _mm512_fmadd_ps(even0, v, sum[i][0]);
+      sum[i][1] = _mm512_fmadd_ps(even1, v, sum[i][1]);
+    }
+    const __m512 odd0 = _mm512_castsi512_ps(_mm512_and_si512(p0, high));
+    const __m512 odd1 = _mm512_castsi512_ps(_mm512_and_si512(p1, high));
+#pragma GCC unroll 12
+    for (int i = 0; i < R; ++i) {
+      const __m512 v = _mm512_set1_ps(load_float(x + i * x_stride + 4));
+      sum[i][0] = _mm512_fmadd_ps(odd0, v, sum[i][0]);
+      sum[i][1] = _mm512_fmadd_ps(odd1, v, sum[i][1]);
+    }
+  }
+#pragma GCC unroll 12
+  for (int i = 0; i < R; ++i) {
+    _mm512_store_ps(acc + i * kPanel, sum[i][0]);
+    _mm512_store_ps(acc + i * kPanel + 16, sum[i][1]);
+  }
+}
+
+template <int R>
+FASTPOWER_AVX512 void avx512_floats(const char* x, int64_t x_stride, const char* w, int64_t steps,
+                                    float* acc) {
+  __m512 sum[R][2];
+#pragma GCC unroll 12
+  for (int i = 0; i < R; ++i) {
+    sum[i][0] = _mm512_load_ps(acc + i * kPanel);
+    sum[i][1] = _mm512_load_ps(acc + i * kPanel + 16);
+  }
+  for (int64_t s = 0; s < steps; ++s, w += kPanel * 4, x += 4) {
+    _mm_prefetch(w + kAhead, _MM_HINT_T0);
+    _mm_prefetch(w + kAhead + 64, _MM_HINT_T0);
+    const __m512 w0 = _mm512_loadu_ps(w), w1 = _mm512_loadu_ps(w + 64);
+#pragma GCC unroll 12
+    for (int i = 0; i < R; ++i) {
+      const __m512 v = _mm512_set1_ps(load_float(x + i * x_stride));
+      sum[i][0] = _mm512_fmadd_ps(w0, v, sum[i][0]);
+      sum[i][1] = _mm512_fmadd_ps(w1, v, sum[i][1]);
+    }
+  }
+#pragma GCC unroll 12
+  for (int i = 0; i < R; ++i) {
+    _mm512_store_ps(acc + i * kPanel, sum[i][0]);
+    _mm512_store_ps(acc + i * kPanel + 16, sum[i][1]);
+  }
+}
+
+// ---- AVX2: 4 vectors of columns × up to 3 rows = 12 of 16 registers.
+
+template <int R, bool kPairs>
+FASTPOWER_AVX2 void avx2_any(const char* x, int64_t x_stride, const char* w, int64_t steps, float* acc) {
+  __m256 sum[R][4];
+#pragma GCC unroll 3
+  for (int i = 0; i < R; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) sum[i][j] = _mm256_load_ps(acc + i * kPanel + 8 * j);
+  const __m256i high = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
+  for (int64_t s = 0; s < steps; ++s, w += kPanel * 4, x += kPairs ? 8 : 4) {
+    _mm_prefetch(w + kAhead, _MM_HINT_T0);
+    _mm_prefetch(w + kAhead + 64, _MM_HINT_T0);
+#pragma GCC unroll 2
+    for (int half = 0; half < (kPairs ? 2 : 1); ++half) {
+      __m256 v[R];
+#pragma GCC unroll 3
+      for (int i = 0; i < R; ++i) v[i] = _mm256_set1_ps(load_float(x + i * x_stride + 4 * half));
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) {
+        __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w + 32 * j));
+        if (kPairs) bits = half == 0 ? _mm256_slli_epi32(bits, 16) : _mm256_and_si256(bits, high);
+#pragma GCC unroll 3
+        for (int i = 0; i < R; ++i) sum[i][j] = _mm256_fmadd_ps(_mm256_castsi256_ps(bits), v[i], sum[i][j]);
+      }
+    }
+  }
+#pragma GCC unroll 3
+  for (int i = 0; i < R; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) _mm256_store_ps(acc + i * kPanel + 8 * j, sum[i][j]);
+}
+
+#endif  // __x86_64__
+
+template <bool kPairs>
+void portable_row(const char* x, int64_t, const char* w, int64_t steps, float* acc) {
+  float sum[kPanel];
+  std::memcpy(sum, acc, sizeof(sum));
+  for (int64_t s = 0; s < steps; ++s, w += kPanel * 4, x += kPairs ? 8 : 4) {
+    if (kPairs) {
+      const float even = load_float(x), odd = load_float(x + 4);
+      for (int64_t c = 0; c < kPanel; ++c) {
+        uint32_t pair;
+        std::memcpy(&pair, w + 4 * c, 4);
+        sum[c] += even * from_bfloat16(static_cast<uint16_t>(pair));
+        sum[c] += odd * from_bfloat16(static_cast<uint16_t>(pair >> 16));
+      }
+    } else {
+      const float value = load_float(x);
+      for (int64_t c = 0; c < kPanel; ++c) sum[c] += value * load_float(w + 4 * c);
+    }
+  }
+  std::memcpy(acc, sum, sizeof(sum));
+}
+
+#define FASTPOWER_12(f) {nullptr, f<1>, f<2>, f<3>, f<4>, f<5>, f<6>, f<7>, f<8>, f<9>, f<10>, f<11>, f<12>}
+
+}  // namespace
+
+const LinearKernels& linear_kernels(Isa isa, Dtype weight) {
+  const bool pairs = weight == Dtype::bfloat16;
+#if defined(__x86_64__)
+  static const LinearKernels kFloats512{12, 4, FASTPOWER_12(avx512_floats)};
+  static const LinearKernels kPairs512{12, 8, FASTPOWER_12(avx512_pairs)};
+  static const LinearKernels kPairsBf16{12, 4, FASTPOWER_12(avx512_bf16_pairs)};
+  static const LinearKernels kFloats2{
+      3, 4, {nullptr, avx2_any<1, false>, avx2_any<2, false>, avx2_any<3, false>}};
+  static const LinearKernels kPairs2{
+      3, 8, {nullptr, avx2_any<1, true>, avx2_any<2, true>, avx2_any<3, true>}};
+  if (isa == Isa::avx512_bf16 && pairs) return kPairsBf16;
+  if (isa >= Isa::avx512) return pairs ? kPairs512 : kFloats512;
+  if (isa == Isa::avx2) return pairs ? kPairs2 : kFloats2;
+#endif
+  (void)isa;
+  static const LinearKernels kFloats{1, 4, {nullptr, portable_row<false>}};
+  static const LinearKernels kPairs{1, 8, {nullptr, portable_row<true>}};
+  return pairs ? kPairs : kFloats;
+}
+
+}  // namespace fastpower

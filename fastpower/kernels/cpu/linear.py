@@ -1,0 +1,49 @@
+"""``csrc/cpu/linear.cpp``: panels of 32 output columns, one accumulator per output."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+import fastpower._C as _C
+
+if TYPE_CHECKING:
+    from fastpower.kernels.linear import PackedLinear
+
+
+def pack(weight: torch.Tensor) -> torch.Tensor:
+    out_features, in_features = weight.shape
+    bfloat16 = weight.dtype == torch.bfloat16
+    size = _C.packed_linear_bytes(bfloat16, in_features, out_features)
+    panels = torch.empty(size + 64, dtype=torch.uint8)
+    panels = panels[-panels.data_ptr() % 64 :][:size]
+    _C.pack_linear(bfloat16, in_features, out_features, weight.data_ptr(), weight.stride(0), panels.data_ptr())
+    return panels
+
+
+def unpack(packed: PackedLinear) -> torch.Tensor:
+    weight = torch.empty(packed.out_features, packed.in_features, dtype=packed.dtype)
+    bfloat16 = packed.dtype == torch.bfloat16
+    _C.unpack_linear(bfloat16, packed.in_features, packed.out_features, packed.panels.data_ptr(), weight.data_ptr())
+    return weight
+
+
+def linear(x: torch.Tensor, packed: PackedLinear, out_dtype: torch.dtype) -> torch.Tensor:
+    if x.stride(1) != 1 and x.shape[1] > 1:
+        x = x.contiguous()
+    y = torch.empty(x.shape[0], packed.out_features, dtype=out_dtype)
+    _C.linear(
+        packed.dtype == torch.bfloat16,
+        packed.in_features,
+        packed.out_features,
+        packed.panels.data_ptr(),
+        0 if packed.bias is None else packed.bias.data_ptr(),
+        x.data_ptr(),
+        x.shape[0],
+        x.stride(0),
+        y.data_ptr(),
+        y.stride(0),
+        out_dtype == torch.bfloat16,
+    )
+    return y
