@@ -1,0 +1,81 @@
+"""One sampler at work on one prompt: keyed randomness, requests, and the books of what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from fastpower.random import Purpose, derive, uniform
+from fastpower.requests import Branch, Request, Ticket
+
+if TYPE_CHECKING:
+    from fastpower.outcome import Outcome
+
+Run = Generator[Any, Any, "Outcome"]
+
+
+class Sampler(Protocol):
+    """A sampler: immutable settings, and a generator that is one run."""
+
+    @property
+    def method(self) -> str:
+        """The name under which results are reported."""
+
+    def run(self, chain: Chain) -> Run:
+        """Yield requests, return the outcome."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """What a run cost and did. Rejected, abandoned and prefetched work is included: it was paid for."""
+
+    decoded_tokens: int = 0  #: tokens drawn (or forced, one forward each)
+    forwards: float = 0.0  #: rows forwarded; a row shared by n rollouts counts 1/n for each
+    prefill_tokens: int = 0  #: tokens fed beyond one per forward: prompts, and prefixes recomputed after parking
+    moves: int = 0
+    accepted: int = 0
+    free_moves: int = 0  #: proposals found equal to the current record without any forward
+    skipped_tokens: int = 0  #: positions kept by the coupling, never forwarded
+    early_rejections: int = 0
+
+
+class Chain:
+    """What a sampler's generator sees of the world."""
+
+    def __init__(self, sampler: Sampler, prompt: Branch, seed: int, prompt_id: int | str, index: int) -> None:
+        self.sampler = sampler
+        self.prompt = prompt
+        self.seed = seed
+        self.prompt_id = prompt_id
+        self.index = index
+        self.counts = Counts()
+        self.partial: Callable[[], Outcome] | None = None  #: what to return if the run is interrupted now
+        self.eos_ids: frozenset[int] = frozenset()
+        self.max_length = 0
+        self.vocab_size = 0
+        self._key = derive(seed, prompt_id, index)
+        self._submit: Callable[[Chain, Request], Ticket] | None = None
+
+    @property
+    def prompt_length(self) -> int:
+        return len(self.prompt.tokens)
+
+    def key(self, *labels: int | str) -> int:
+        """A stream of this chain: (seed, prompt id, chain, *labels)."""
+        return derive(self._key, *labels)
+
+    def uniform(self, purpose: Purpose, *labels: int | str) -> float:
+        """One uniform in (0, 1) for the given use."""
+        return uniform(self.key(*labels), 0, purpose)
+
+    def start(self, request: Request) -> Ticket:
+        """Put a request to work without waiting for it: yield the ticket to get the result, or cancel it."""
+        if self._submit is None:
+            raise RuntimeError("a chain can start requests only while a scheduler runs it")
+        return self._submit(self, request)
+
+    def moved(self, accepted: bool) -> None:
+        """Book one Markov-chain move."""
+        self.counts.moves += 1
+        self.counts.accepted += accepted

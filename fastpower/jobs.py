@@ -1,0 +1,57 @@
+"""Jobs for the scheduler and what becomes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fastpower.chain import Chain, Run, Sampler
+from fastpower.outcome import Outcome
+from fastpower.requests import Ticket
+
+
+@dataclass(slots=True)
+class Job:
+    """One run: a sampler, a prompt, and the labels that key its randomness."""
+
+    sampler: Sampler
+    prompt: Sequence[int]
+    seed: int = 0
+    prompt_id: int | str = 0
+    chain: int = 0
+
+
+@dataclass(slots=True)
+class Finished:
+    """A job and what became of it: an outcome, or the error that stopped it."""
+
+    job: Job
+    chain: Chain
+    outcome: Outcome | None
+    error: Exception | None = None
+
+
+@dataclass(slots=True)
+class Totals:
+    """What the scheduler did so far."""
+
+    steps: int = 0
+    rows: int = 0
+    tokens: int = 0  #: tokens fed, prefill included
+    draws: int = 0
+    parkings: int = 0
+
+
+class Live:
+    """A chain under way: its generator and the tickets it waits for."""
+
+    __slots__ = ("awaited", "chain", "job", "many", "missing", "order", "run")
+
+    def __init__(self, order: int, job: Job, chain: Chain, run: Run) -> None:
+        self.order = order
+        self.job = job
+        self.chain = chain
+        self.run = run
+        self.awaited: list[Ticket] = []
+        self.many = False
+        self.missing = 0

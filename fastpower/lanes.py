@@ -1,0 +1,122 @@
+"""Rows of the decode batch and the rollouts that ride on them. The scheduler's private data."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from fastpower.chain import Chain
+from fastpower.requests import Branch, Rollout, Suffix, Ticket
+
+
+class Member:
+    """One rollout under way: what it has drawn so far."""
+
+    GOES_ON: ClassVar[int] = 0
+    DONE: ClassVar[int] = 1
+
+    __slots__ = (
+        "columns", "ended", "entropy", "forced", "gave_up", "logp", "logz", "next_entropy", "next_logz", "peeking",
+        "request", "ticket", "tokens",
+    )  # fmt: skip
+
+    def __init__(self, ticket: Ticket, request: Rollout, columns: list[int] | None) -> None:
+        self.ticket = ticket
+        self.request = request
+        self.columns = columns  # the request's exponents among the scheduler's; None = all of them, in order
+        self.tokens: list[int] = []
+        self.logp: list[float] = []
+        self.logz: list[list[float]] = []
+        self.entropy: list[float] = []
+        self.forced = 0
+        self.ended = False
+        self.gave_up = False
+        self.peeking = False
+        self.next_logz: list[float] | None = None
+        self.next_entropy: float | None = None
+
+    @property
+    def chain(self) -> Chain:
+        return self.ticket.chain
+
+    @property
+    def draws_next(self) -> bool:
+        return not self.peeking and self.forced >= len(self.request.forced)
+
+    def force(self) -> tuple[int, int]:
+        """The next forced token, and whether that was all."""
+        token = int(self.request.forced[self.forced])
+        self.forced += 1
+        self.chain.counts.decoded_tokens += 1
+        return token, Member.DONE if self.forced >= self.request.max_new else Member.GOES_ON
+
+    def take(self, token: int, logp: float, logz: list[float], entropy: float, eos_ids: frozenset[int]) -> int:
+        """Record a drawn token; DONE when the rollout is over."""
+        request = self.request
+        if self.columns is not None:
+            logz = [logz[i] for i in self.columns]
+        elif len(logz) != len(request.exponents):  # exponents asked for by others since
+            logz = logz[: len(request.exponents)]
+        self.tokens.append(token)
+        self.logp.append(logp)
+        self.logz.append(logz)
+        self.entropy.append(entropy)
+        self.chain.counts.decoded_tokens += 1
+        if token in eos_ids:
+            self.ended = True
+            return Member.DONE
+        if len(self.tokens) + self.forced >= request.max_new:
+            if request.peek:
+                self.peeking = True
+                return Member.GOES_ON
+            return Member.DONE
+        if request.watch is not None and request.watch(token, logp, logz, entropy):
+            self.gave_up = True
+            return Member.DONE
+        return Member.GOES_ON
+
+    def suffix(self, branch: Branch | None) -> Suffix:
+        n, e = len(self.tokens), len(self.request.exponents)
+        next_logz = self.next_logz
+        if next_logz is not None:
+            columns = self.columns if self.columns is not None else range(e)
+            next_logz = [next_logz[i] for i in columns]
+        return Suffix(
+            self.tokens,
+            np.array(self.logp, np.float64),
+            np.array(self.logz, np.float64).reshape(n, e),
+            np.array(self.entropy, np.float64),
+            self.ended,
+            self.gave_up,
+            branch,
+            None if next_logz is None else np.array(next_logz, np.float64),
+            self.next_entropy,
+        )
+
+
+class Lane:
+    """One row: ``tokens`` of which the first ``fed`` are in the decoder's ``sequence``."""
+
+    __slots__ = ("age", "alpha", "fed", "length", "members", "open", "order", "parent", "sequence", "start", "tokens")
+
+    def __init__(self, order: int, age: int, parent: Branch, length: int, alpha: float, member: Member | None) -> None:
+        self.order = order  # of the chain that opened it: older chains go first
+        self.age = age
+        self.parent = parent
+        self.length = length
+        self.alpha = alpha
+        self.start = (id(parent), length)  # the parent is held by this lane, so its id is not reused meanwhile
+        self.tokens: list[int] = list(parent.tokens[:length])
+        self.fed = 0
+        self.sequence: int | None = None
+        self.members: list[Member] = [] if member is None else [member]
+        self.open = member is not None
+
+    def split(self, age: int, tokens: list[int], members: list[Member]) -> Lane:
+        """A lane for members whose tokens went another way; it has no sequence yet."""
+        child = object.__new__(Lane)
+        child.order, child.age, child.parent, child.length = self.order, age, self.parent, self.length
+        child.alpha, child.start, child.tokens, child.fed = self.alpha, self.start, tokens, 0
+        child.sequence, child.members, child.open = None, members, False
+        return child

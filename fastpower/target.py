@@ -1,0 +1,68 @@
+"""What is sampled: π(x) ∝ p(x)^α over answers that end at their first EOS or at the horizon."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+Schedule = tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PowerTarget:
+    """The power distribution of a model, and how samplers may warm up to it.
+
+    alpha: exponent, > 0 (4 in the papers; 1 is the model itself). horizon: the most new tokens an answer may have; it
+    is part of the target. schedule: for annealed samplers, (position, exponent) steps with increasing positions whose
+    last exponent is alpha; () means alpha from the start.
+    """
+
+    alpha: float = 4.0
+    horizon: int = 3072
+    schedule: Schedule = ()
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.alpha, (int, float)) and math.isfinite(self.alpha) and self.alpha > 0):
+            raise ValueError(f"alpha must be a finite number > 0, got {self.alpha}; 1 samples the model itself")
+        if self.horizon < 1:
+            raise ValueError(f"horizon must be at least 1 new token, got {self.horizon}")
+        if self.schedule:
+            positions = [position for position, _ in self.schedule]
+            if positions != sorted(set(positions)) or positions[0] < 0:
+                raise ValueError(f"schedule positions must increase from 0, got {positions}")
+            if not all(math.isfinite(a) and a > 0 for _, a in self.schedule):
+                raise ValueError(f"schedule exponents must be finite and > 0, got {[a for _, a in self.schedule]}")
+            if self.schedule[-1][1] != self.alpha:
+                raise ValueError(
+                    f"schedule ends at exponent {self.schedule[-1][1]}, never reaching alpha = {self.alpha}; "
+                    f"append (position, {self.alpha})"
+                )
+
+    def stages(self, block: int) -> list[int]:
+        """Horizons kB, k = 1, 2, …, the last one being ``horizon`` (Karan & Du, arXiv 2510.14901, Algorithm 1)."""
+        if block < 1:
+            raise ValueError(f"block must be at least 1 token, got {block}")
+        return [*range(block, self.horizon, block), self.horizon]
+
+    def exponent(self, position: int) -> float:
+        """The exponent in force for the answer's token ``position`` (0-based)."""
+        alpha = self.alpha if not self.schedule or self.schedule[0][0] == 0 else 1.0
+        for start, value in self.schedule:
+            if position < start:
+                break
+            alpha = value
+        return alpha
+
+
+def linear_ramp(alpha: float, tokens: int, steps: int | None = None) -> Schedule:
+    """Exponents rising linearly from 1 to ``alpha`` over ``tokens`` positions (Power-SMC, arXiv 2602.10273).
+
+    steps: number of equal jumps; by default one per token, at most 16.
+    """
+    if tokens < 1 or alpha == 1.0:
+        return ()
+    count = min(tokens, 16) if steps is None else steps
+    if not 1 <= count <= tokens:
+        raise ValueError(f"steps must lie in [1, {tokens}], got {count}")
+    ramp = [(round(i * tokens / count), 1.0 + (alpha - 1.0) * i / count) for i in range(count)]
+    return (*ramp, (tokens, alpha))

@@ -1,0 +1,105 @@
+"""Metropolis–Hastings is exact: transition matrices by enumeration, and the real code against the finite-N law."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from fastpower.cuts import UniformCut
+from fastpower.samplers import MetropolisHastings
+from fastpower.target import PowerTarget
+
+from .enumeration import Enumeration, finite_law, g_test, toy_models, transition_matrix
+from .runs import frequencies, outcomes
+
+MODELS = ["eos", "no_eos", "deterministic", "zero", "modes"]
+CHAINS = 6000
+uniform = UniformCut().probabilities
+
+
+@pytest.fixture(scope="module")
+def models():
+    return toy_models()
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("alpha", [1.0, 2.0, 4.0])
+def test_transition_matrix_has_the_power_distribution_as_its_law(models, name, alpha):
+    space = Enumeration(models[name], alpha, 4)
+    matrix = transition_matrix(space, uniform)
+    assert np.abs(matrix.sum(1) - 1).max() < 1e-13
+    assert matrix.min() > -1e-13
+    flow = space.pi[:, None] * matrix
+    assert np.abs(flow - flow.T).max() < 1e-14
+    assert np.abs(space.pi @ matrix - space.pi).max() < 1e-14
+    reachable = np.linalg.matrix_power(matrix > 0, len(matrix))
+    assert reachable.all()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_real_code_follows_the_finite_n_law(models, name):
+    alpha, block, horizon, moves = 2.5, 2, 4, 2
+    sampler = MetropolisHastings(PowerTarget(alpha, horizon), block=block, moves=moves)
+    space, law = finite_law(models[name], alpha, [2, 4], lambda s: transition_matrix(s, uniform), moves)
+    assert abs(law.sum() - 1) < 1e-12
+    assert g_test(frequencies(models[name], sampler, CHAINS), space.answers, law) > 1e-3
+
+
+def test_alpha_one_draws_from_the_model_and_accepts_everything(models):
+    sampler = MetropolisHastings(PowerTarget(1.0, 4), block=4, moves=3)
+    runs = outcomes(models["no_eos"], sampler, 500)
+    assert all(event["accepted"] for run in runs for event in run.trace)
+    space = Enumeration(models["eos"], 1.0, 4)
+    assert g_test(frequencies(models["eos"], sampler, CHAINS), space.answers, space.pi) > 1e-3
+
+
+OPTIONS = {
+    "no_skip": {"skip": False},
+    "no_early_rejection": {"early_rejection": False},
+    "prefetch_2": {"prefetch": 2},
+    "prefetch_8": {"prefetch": 8},
+    "nothing": {"skip": False, "early_rejection": False},
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+def test_accelerations_change_no_record(models, name, options):
+    target = PowerTarget(3.0, 7)
+    plain = outcomes(models[name], MetropolisHastings(target, block=3, moves=4), 60)
+    other = outcomes(models[name], MetropolisHastings(target, block=3, moves=4, **options), 60, max_rows=5)
+    for a, b in zip(plain, other, strict=True):
+        assert a.record.tokens == b.record.tokens
+        assert a.record.logp.tobytes() == b.record.logp.tobytes()
+        assert a.record.logz.tobytes() == b.record.logz.tobytes()
+        assert a.trace == b.trace
+
+
+# -- negative controls: published mistakes must fail the very test that the exact sampler passes ---------------
+
+
+def _mistake_no_length_ratio(space, x, y, m):
+    return space.log_z_sum(y, m) - space.log_z_sum(x, m)
+
+
+def _mistake_suffix_cut_to_proposal(space, x, y, m):
+    n = min(len(x), len(y))
+    return space.log_z_sum(y, m, n) - space.log_z_sum(x, m, n) + math.log(len(x) / len(y))
+
+
+def _mistake_wrong_sign(space, x, y, m):
+    target = space.alpha * (space.logp[y] - space.logp[x])
+    return target + space.log_q(y, m) - space.log_q(x, m) + math.log(len(x) / len(y))
+
+
+@pytest.mark.parametrize(
+    "log_ratio",
+    [_mistake_no_length_ratio, _mistake_suffix_cut_to_proposal, _mistake_wrong_sign],
+    ids=lambda f: f.__name__,
+)
+def test_mistaken_ratios_are_not_stationary(models, log_ratio):
+    space = Enumeration(models["eos"], 2.5, 4)
+    matrix = transition_matrix(space, uniform, log_ratio)
+    assert np.abs(space.pi @ matrix - space.pi).max() > 1e-4
