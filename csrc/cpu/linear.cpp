@@ -69,10 +69,12 @@ void unpack_linear(const Linear& linear, void* weight) {
 }
 
 Rows::Rows(const void* x, int64_t rows, int64_t in, int64_t row_stride, Dtype dtype)
-    : isa_(active_isa()), data_(static_cast<const char*>(x)), stride_(row_stride * size_of(dtype)) {
+    : isa_(active_isa()),
+      data_(static_cast<const char*>(x)),
+      stride_(row_stride * (dtype == Dtype::float32 ? 4 : 2)) {
   if (dtype == Dtype::float32) return;
   if (isa_ == Isa::avx512_bf16 && in % 2 == 0) return;
-  const uint16_t* source = static_cast<const uint16_t*>(x);
+  const bfloat16* source = static_cast<const bfloat16*>(x);
   const int64_t padded = (in + 1) / 2 * 2;
   const bool keep = isa_ == Isa::avx512_bf16;
   stride_ = padded * (keep ? 2 : 4);
@@ -84,7 +86,7 @@ Rows::Rows(const void* x, int64_t rows, int64_t in, int64_t row_stride, Dtype dt
       std::memcpy(target, source + i * row_stride, static_cast<size_t>(in) * 2);
     else
       for (int64_t k = 0; k < in; ++k)
-        reinterpret_cast<float*>(target)[k] = from_bfloat16(source[i * row_stride + k]);
+        reinterpret_cast<float*>(target)[k] = to_float(source[i * row_stride + k]);
   }
   data_ = scratch_.get();
 }
@@ -130,7 +132,7 @@ void linear(const Linear& linear, const void* x, int64_t rows, int64_t x_stride,
         if (out_dtype == Dtype::float32)
           std::memcpy(static_cast<float*>(y) + offset, line, static_cast<size_t>(columns) * sizeof(float));
         else
-          for (int64_t c = 0; c < columns; ++c) static_cast<uint16_t*>(y)[offset + c] = to_bfloat16(line[c]);
+          for (int64_t c = 0; c < columns; ++c) from_float(line[c], static_cast<bfloat16*>(y) + offset + c);
       }
     }
   });

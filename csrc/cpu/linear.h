@@ -15,13 +15,10 @@
 #include <cstdint>
 #include <memory>
 
+#include "cpu/dtype.h"
 #include "cpu/isa.h"
 
 namespace fastpower {
-
-enum class Dtype { float32 = 0, bfloat16 = 1 };
-
-inline int64_t size_of(Dtype dtype) { return dtype == Dtype::float32 ? 4 : 2; }
 
 constexpr int64_t kPanel = 32;     // output columns of a panel
 constexpr int64_t kTileRows = 96;  // rows that share one pass over a panel's K block
@@ -65,20 +62,5 @@ void linear_tile(const Linear& linear, const Rows& x, int64_t row0, int64_t rows
 // y (rows, out) of out_dtype, row stride in elements; x of linear.dtype. Uses parallel_for.
 void linear(const Linear& linear, const void* x, int64_t rows, int64_t x_stride, void* y, int64_t y_stride,
             Dtype out_dtype);
-
-// Round to nearest even; NaN stays NaN.
-inline uint16_t to_bfloat16(float value) {
-  uint32_t bits;
-  __builtin_memcpy(&bits, &value, 4);
-  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  return static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? (bits >> 16) | 0x40u : rounded);
-}
-
-inline float from_bfloat16(uint16_t value) {
-  const uint32_t bits = static_cast<uint32_t>(value) << 16;
-  float out;
-  __builtin_memcpy(&out, &bits, 4);
-  return out;
-}
 
 }  // namespace fastpower

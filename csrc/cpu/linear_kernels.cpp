@@ -165,10 +165,10 @@ void portable_row(const char* x, int64_t, const char* w, int64_t steps, float* a
     if (kPairs) {
       const float even = load_float(x), odd = load_float(x + 4);
       for (int64_t c = 0; c < kPanel; ++c) {
-        uint32_t pair;
-        std::memcpy(&pair, w + 4 * c, 4);
-        sum[c] += even * from_bfloat16(static_cast<uint16_t>(pair));
-        sum[c] += odd * from_bfloat16(static_cast<uint16_t>(pair >> 16));
+        bfloat16 pair[2];
+        std::memcpy(pair, w + 4 * c, 4);
+        sum[c] += even * to_float(pair[0]);
+        sum[c] += odd * to_float(pair[1]);
       }
     } else {
       const float value = load_float(x);

@@ -3,11 +3,10 @@
 
 #include <cstdint>
 
+#include "cpu/dtype.h"
 #include "cpu/isa.h"
 
 namespace fastpower {
-
-enum class Dtype;
 
 // acc[i * 32 + c] += Σ_{s < steps} x_i[s] · w[s][c] for R rows i, s ascending. x_stride in bytes; acc 64-byte
 // aligned.
