@@ -9,7 +9,7 @@ import glob
 import os
 
 from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
-from setuptools import setup
+from setuptools import find_packages, setup
 
 # ISA variants are chosen at run time inside the sources (target attributes); never -march=native here.
 # No -ffast-math: bitwise reproducibility and -inf/NaN handling are part of the contract.
@@ -33,6 +33,12 @@ if os.environ.get("FASTPOWER_CUDA") == "1" and not glob.glob("csrc/cuda/*.cu"):
 
 ParallelCompile("FASTPOWER_BUILD_JOBS", default=0).install()
 setup(
+    # The last two live in kernels/, see [tool.setuptools.package-dir].
+    packages=[
+        *find_packages(include=["fastpower", "fastpower.*"]),
+        "fastpower.kernels.reference",
+        "fastpower.kernels.triton",
+    ],
     ext_modules=[
         Pybind11Extension(
             "fastpower._C",

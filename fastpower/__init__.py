@@ -1,5 +1,57 @@
-"""fastpower: exact, fast sampling from the power distribution p(x)^alpha of a language model."""
+"""fastpower: exact, fast sampling from the power distribution p(x)^alpha of a language model.
+
+>>> import fastpower                                                          # doctest: +SKIP
+>>> model = fastpower.load()                                                  # doctest: +SKIP
+>>> fastpower.generate(model, "What is 7 * 8?", seed=1)[0].text               # doctest: +SKIP
+"""
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from fastpower.generation import generate, stream
+    from fastpower.language_model import LanguageModel, load
+    from fastpower.results import Result, Results
+    from fastpower.samplers import LowTemperature, MetropolisHastings, Plain, make_sampler
+    from fastpower.target import PowerTarget
+
+# Names are imported on first use: `import fastpower` and `fastpower --help` must not wait for torch.
+_HOME = {
+    "LanguageModel": "language_model",
+    "LowTemperature": "samplers",
+    "MetropolisHastings": "samplers",
+    "Plain": "samplers",
+    "PowerTarget": "target",
+    "Result": "results",
+    "Results": "results",
+    "generate": "generation",
+    "load": "language_model",
+    "make_sampler": "samplers",
+    "stream": "generation",
+}
+
+__all__ = [
+    "LanguageModel",
+    "LowTemperature",
+    "MetropolisHastings",
+    "Plain",
+    "PowerTarget",
+    "Result",
+    "Results",
+    "generate",
+    "load",
+    "make_sampler",
+    "stream",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'fastpower' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"fastpower.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value

@@ -11,12 +11,17 @@ from fastpower.requests import Branch, Request, Ticket
 
 if TYPE_CHECKING:
     from fastpower.outcome import Outcome
+    from fastpower.target import PowerTarget
 
 Run = Generator[Any, Any, "Outcome"]
 
 
 class Sampler(Protocol):
     """A sampler: immutable settings, and a generator that is one run."""
+
+    @property
+    def target(self) -> PowerTarget:
+        """What is sampled."""
 
     @property
     def method(self) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class FastpowerError(Exception):
     """Base class."""
@@ -39,4 +41,8 @@ class BackendUnavailable(FastpowerError, RuntimeError):
 
 
 class Interrupted(FastpowerError, KeyboardInterrupt):
-    """Ctrl-C: carries what was finished so far in ``results``."""
+    """Ctrl-C. ``results`` holds what was finished, and unfinished chains as they stood (``complete`` is False)."""
+
+    def __init__(self, message: str, results: Any = ()) -> None:
+        super().__init__(message)
+        self.results = results

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,6 +30,7 @@ class Finished:
     chain: Chain
     outcome: Outcome | None
     error: Exception | None = None
+    seconds: float = 0.0  #: wall clock from start to finish, shared with the jobs beside it
 
 
 @dataclass(slots=True)
@@ -45,7 +47,7 @@ class Totals:
 class Live:
     """A chain under way: its generator and the tickets it waits for."""
 
-    __slots__ = ("awaited", "chain", "job", "many", "missing", "order", "run")
+    __slots__ = ("awaited", "chain", "job", "many", "missing", "order", "run", "since")
 
     def __init__(self, order: int, job: Job, chain: Chain, run: Run) -> None:
         self.order = order
@@ -55,3 +57,4 @@ class Live:
         self.awaited: list[Ticket] = []
         self.many = False
         self.missing = 0
+        self.since = time.perf_counter()

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -161,7 +162,8 @@ class Scheduler:
         live.run.close()
         self.live.remove(live)
         del self._owner[live.chain]
-        self._finished.append(Finished(live.job, live.chain, outcome, error))
+        seconds = time.perf_counter() - live.since
+        self._finished.append(Finished(live.job, live.chain, outcome, error, seconds))
 
     def _abandon(self) -> None:
         partial = [(live, live.chain.partial) for live in self.live]

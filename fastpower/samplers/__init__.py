@@ -1,6 +1,43 @@
-"""The samplers, by the names the command line uses."""
+"""The samplers, and the names by which the command line knows them."""
 
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from typing import Any
+
+from fastpower.chain import Sampler
 from fastpower.samplers.baselines import LowTemperature, Plain
 from fastpower.samplers.metropolis import MetropolisHastings
+from fastpower.target import PowerTarget
 
-__all__ = ["LowTemperature", "MetropolisHastings", "Plain"]
+__all__ = ["METHODS", "LowTemperature", "MetropolisHastings", "Plain", "make_sampler"]
+
+#: method name → sampler class
+METHODS: dict[str, Any] = {cls.method: cls for cls in (Plain, LowTemperature, MetropolisHastings)}
+
+
+def make_sampler(method: str, *, alpha: float = 4.0, max_new_tokens: int = 512, **settings: Any) -> Sampler:
+    """A sampler by name. Settings a method does not have are an error; those that are None keep their defaults.
+
+    Where the method works in blocks and none is given, the block is a sixteenth of the horizon, as in the papers
+    (192 of 3072). Raises ValueError with the nearest names.
+    """
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}{_nearest(method, METHODS)}; known: {', '.join(METHODS)}")
+    cls = METHODS[method]
+    fields = {field.name for field in dataclasses.fields(cls) if field.init} - {"target"}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    for name in settings:
+        if name not in fields:
+            known = ", ".join(sorted(fields)) or "none beside alpha and max_new_tokens"
+            raise ValueError(f"method {method!r} has no setting {name!r}{_nearest(name, fields)}; it has: {known}")
+    if "block" in fields:
+        settings.setdefault("block", max(1, max_new_tokens // 16))
+    sampler: Sampler = cls(target=PowerTarget(alpha, max_new_tokens), **settings)
+    return sampler
+
+
+def _nearest(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), 1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -60,6 +60,11 @@ class MetropolisHastings:
         if self.prefetch < 1:
             raise ValueError(f"prefetch must be at least 1 (1 = one move at a time), got {self.prefetch}")
 
+    @property
+    def planned_moves(self) -> int:
+        """The most moves a run makes; answers that end early make fewer."""
+        return self.moves * len(self.target.stages(self.block))
+
     def run(self, chain: Chain) -> Run:
         x, trace = Record.empty(chain.prompt), Trace()
         for stage, horizon in enumerate(self.target.stages(self.block)):
@@ -67,8 +72,11 @@ class MetropolisHastings:
                 x = yield from extend(chain, x, horizon, self.target.alpha, stage)
             if x.ended and horizon != self.target.horizon:
                 continue  # an answer that has ended goes straight to the last stage
+            start = x  # after the last round: the first whole answer, before any move at the full horizon
             x = yield from self._stage(chain, x, horizon, stage, trace)
-        return self._outcome(x, trace)
+        outcome = self._outcome(x, trace)
+        outcome.diagnostics["initial_logp"] = start.total_logp
+        return outcome
 
     def _stage(self, chain: Chain, x: Record, horizon: int, stage: int, trace: Trace) -> Generator[Any, Any, Record]:
         """N moves at one horizon."""

@@ -1,0 +1,7 @@
+"""``python -m fastpower``."""
+
+import sys
+
+from fastpower.cli import main
+
+sys.exit(main())

@@ -1,0 +1,55 @@
+"""The command line. Every subcommand is a module of ``fastpower.commands`` with ``add_parser`` and ``run``.
+
+Exit codes: 0 done; 2 bad arguments or input; 3 the run failed; 130 interrupted (what was finished is printed).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+import fastpower
+from fastpower.errors import FastpowerError, Interrupted
+
+# Modules are imported before parsing, so none of them may import torch at its top.
+COMMANDS = ("sample", "env")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fastpower",
+        description="Exact, fast sampling from the power distribution p(x)^alpha of a language model.",
+        epilog='try: fastpower sample "What is 17 * 24?" --alpha 4 --max-new-tokens 128',
+    )
+    parser.add_argument("--version", action="version", version=f"fastpower {fastpower.__version__}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in COMMANDS:
+        importlib.import_module(f"fastpower.commands.{name}").add_parser(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    try:
+        code: int = args.run(args)
+    except Interrupted as stop:
+        print(f"fastpower: {stop}", file=sys.stderr)
+        return 130
+    except KeyboardInterrupt:
+        print("fastpower: interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, FileNotFoundError) as error:
+        print(f"fastpower: error: {error}", file=sys.stderr)
+        return 2
+    except (FastpowerError, OSError) as error:
+        print(f"fastpower: failed: {error}", file=sys.stderr)
+        return 3
+    except BrokenPipeError:
+        return 0
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

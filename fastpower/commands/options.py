@@ -1,0 +1,78 @@
+"""Arguments that several subcommands share: the model, the sampler, the machine."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fastpower.chain import Sampler
+    from fastpower.language_model import LanguageModel
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model",
+        metavar="PATH_OR_NAME",
+        help="local folder, .gguf file, hub id, or a packaged model: smollm2-135m-instruct (default), gemma3-270m",
+    )
+    group.add_argument("--dtype", default="float32", help="weights: float32 (default), bfloat16, float16, auto")
+    group.add_argument("--device", help="for example cuda; default: the CPU")
+    group.add_argument("--raw", action="store_true", help="take prompts as plain text, without the chat template")
+    group.add_argument("--cache-tokens", type=int, metavar="N", help="tokens of K/V kept (default: by free memory)")
+    group.add_argument("--max-rows", type=int, default=64, metavar="N", help="rows of one decode batch (default 64)")
+    group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
+
+
+def add_sampler_arguments(parser: argparse.ArgumentParser, *, method: bool = True) -> None:
+    group = parser.add_argument_group("sampler")
+    if method:
+        group.add_argument("--method", default="mh", help="mh (default), plain, low_temperature, …")
+    group.add_argument("--alpha", type=float, default=4.0, help="exponent of p^alpha (default 4)")
+    group.add_argument(
+        "--max-new-tokens", type=int, default=512, metavar="T", help="horizon, part of the target (default 512)"
+    )
+    group.add_argument("--block", type=int, metavar="B", help="tokens per stage (default T/16)")
+    group.add_argument("--moves", type=int, metavar="N", help="moves per stage (default 10)")
+    group.add_argument("--seed", type=int, default=0, help="same seed, same answer (default 0)")
+
+
+def load_from(args: argparse.Namespace) -> LanguageModel:
+    """The model that the arguments describe."""
+    from fastpower.language_model import load
+
+    set_threads(args.threads)
+    return load(
+        args.model,
+        dtype=args.dtype,
+        device=args.device,
+        chat=False if args.raw else None,
+        cache_tokens=args.cache_tokens,
+    )
+
+
+def set_threads(threads: int | None) -> None:
+    """Threads of torch and of our kernels; None leaves both alone."""
+    if threads is None:
+        return
+    if threads < 1:
+        raise ValueError(f"--threads must be at least 1, got {threads}")
+    import torch
+
+    from fastpower import _C
+
+    torch.set_num_threads(threads)
+    _C.set_num_threads(threads)
+
+
+def sampler_from(args: argparse.Namespace, method: str | None = None) -> Sampler:
+    """The sampler that the arguments describe."""
+    from fastpower.samplers import make_sampler
+
+    return make_sampler(
+        method or args.method,
+        alpha=args.alpha,
+        max_new_tokens=args.max_new_tokens,
+        **{name: value for name in ("block", "moves") if (value := getattr(args, name)) is not None},
+    )
