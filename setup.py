@@ -44,7 +44,7 @@ setup(
             "fastpower._C",
             sorted(glob.glob("csrc/*.cpp") + glob.glob("csrc/cpu/*.cpp")),
             include_dirs=["csrc"],
-            depends=sorted(glob.glob("csrc/*.h") + glob.glob("csrc/cpu/*.h")),
+            depends=sorted(glob.glob("csrc/*.h") + glob.glob("csrc/cpu/*.h") + glob.glob("csrc/cpu/*.inl")),
             cxx_std=17,
             extra_compile_args=compile_args,
             extra_link_args=link_args,

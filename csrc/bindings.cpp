@@ -6,6 +6,7 @@
 #include "cpu/isa.h"
 #include "cpu/linear.h"
 #include "cpu/parallel.h"
+#include "cpu/sample_tokens.h"
 
 namespace py = pybind11;
 
@@ -50,6 +51,38 @@ void bind_linear(py::module_& m) {
   });
 }
 
+// Logits travel as (address, dtype 0 = float32 | 1 = bfloat16 | 2 = float16, rows, vocab, row stride in
+// elements).
+void bind_sampling(py::module_& m) {
+  m.def(
+      "sample_tokens",
+      [](uintptr_t logits, int dtype, int64_t rows, int64_t vocab, int64_t stride, uintptr_t alpha,
+         uintptr_t exponents, int64_t exponent_count, int64_t draws, uintptr_t row_of, uintptr_t keys,
+         uintptr_t positions, uintptr_t exclude, uintptr_t token, uintptr_t logp, uintptr_t logz,
+         uintptr_t entropy, uintptr_t status) {
+        const Logits z{pointer<const void>(logits), static_cast<Dtype>(dtype), rows, vocab, stride};
+        const py::gil_scoped_release release;
+        sample_tokens(z, pointer<const float>(alpha), pointer<const float>(exponents), exponent_count, draws,
+                      pointer<const int64_t>(row_of), pointer<const int64_t>(keys),
+                      pointer<const int64_t>(positions), pointer<const int64_t>(exclude),
+                      pointer<int64_t>(token), pointer<float>(logp), pointer<float>(logz),
+                      pointer<float>(entropy), pointer<int32_t>(status));
+      },
+      "Addresses of arrays as in fastpower.kernels.sample_tokens; exclude may be 0.");
+  m.def(
+      "score_tokens",
+      [](uintptr_t logits, int dtype, int64_t rows, int64_t vocab, int64_t stride, uintptr_t tokens,
+         uintptr_t exponents, int64_t exponent_count, uintptr_t logp, uintptr_t logz, uintptr_t entropy,
+         uintptr_t status) {
+        const Logits z{pointer<const void>(logits), static_cast<Dtype>(dtype), rows, vocab, stride};
+        const py::gil_scoped_release release;
+        score_tokens(z, pointer<const int64_t>(tokens), pointer<const float>(exponents), exponent_count,
+                     pointer<float>(logp), pointer<float>(logz), pointer<float>(entropy),
+                     pointer<int32_t>(status));
+      },
+      "Addresses of arrays as in fastpower.kernels.score_tokens.");
+}
+
 }  // namespace
 }  // namespace fastpower
 
@@ -57,4 +90,5 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "fastpower's C++ extension: CPU kernels and the books of pages and sequences.";
   fastpower::bind_machine(m);
   fastpower::bind_linear(m);
+  fastpower::bind_sampling(m);
 }

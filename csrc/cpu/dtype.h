@@ -10,6 +10,8 @@ namespace fastpower {
 
 enum class Dtype { float32, bfloat16, float16 };
 
+inline int64_t size_of(Dtype dtype) { return dtype == Dtype::float32 ? 4 : 2; }
+
 struct bfloat16 {
   uint16_t bits;
 };

@@ -27,7 +27,7 @@ class Status(enum.IntFlag):
 
     OK = 0
     NAN = 1  #: the row holds a NaN or +inf; its statistics are NaN and nothing is drawn from it
-    MASKED = 2  #: the row has no finite entry; its statistics are NaN and nothing is drawn from it
+    MASKED = 2  #: every entry of the row is -inf; its statistics are NaN and nothing is drawn from it
     EXHAUSTED = 4  #: a draw of this row had nothing left after ``exclude``; that draw's token is -1
 
 

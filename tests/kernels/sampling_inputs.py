@@ -9,6 +9,8 @@ KINDS = ("model", "normal", "masked_blocks", "one_finite", "huge", "constant", "
 
 
 class Case(NamedTuple):
+    """The arguments of ``sample_tokens``, in order."""
+
     logits: torch.Tensor
     alpha: torch.Tensor
     exponents: torch.Tensor
@@ -17,18 +19,20 @@ class Case(NamedTuple):
     positions: torch.Tensor
     exclude: torch.Tensor | None = None
 
+    def to(self, device):
+        return Case(*(None if x is None else x.to(device) for x in self))
+
 
 def make_logits(kind, rows, vocab, seed=0):
-    """(rows, vocab) float32. ``model`` has the long tail of a language model's logits."""
+    """(rows, vocab) float32. ``model`` has a few high entries over a long tail, like a language model's."""
     g = torch.Generator().manual_seed(seed)
     z = torch.randn(rows, vocab, generator=g)
     if kind == "model":
         z = 3.0 * z + 12.0 * (torch.rand(rows, vocab, generator=g) < 4.0 / vocab) - 5.0
     elif kind == "masked_blocks":
         z[torch.rand(rows, vocab, generator=g) < 0.3] = -torch.inf
-        for start in range(0, vocab, 3 * 4096):
-            if start + 4096 < vocab:
-                z[:, start : start + 4096] = -torch.inf
+        for start in range(0, vocab - 4096, 3 * 4096):
+            z[:, start : start + 4096] = -torch.inf
         z[:, -1] = 0.5  # never fully masked
     elif kind == "one_finite":
         z.fill_(-torch.inf)
@@ -42,10 +46,17 @@ def make_logits(kind, rows, vocab, seed=0):
     return z
 
 
+def make_keys(draws, seed):
+    """(keys, positions) of ``draws`` draws, int64."""
+    g = torch.Generator().manual_seed(seed)
+    keys = torch.randint(-(2**63), 2**63 - 1, (draws,), generator=g)
+    return keys, torch.randint(0, 2**20, (draws,), generator=g)
+
+
 def make_case(
     kind="model", rows=3, vocab=4097, draws=None, alpha=1.0, exponents=(1.0, 4.0), dtype=torch.float32, seed=0
 ):
-    """A case with ``draws`` draws (default: one per row, in order), all keyed differently."""
+    """``draws`` draws from random rows (default: one per row, in order), all keyed differently."""
     g = torch.Generator().manual_seed(seed + 1)
     row = torch.arange(rows) if draws is None else torch.randint(rows, (draws,), generator=g)
     return Case(
@@ -53,6 +64,17 @@ def make_case(
         torch.full((rows,), alpha),
         torch.tensor(exponents, dtype=torch.float32),
         row,
-        torch.randint(-(2**63), 2**63 - 1, row.shape, generator=g),
-        torch.randint(0, 2**20, row.shape, generator=g),
+        *make_keys(len(row), seed + 2),
+    )
+
+
+def many_draws(logits, draws, alpha=1.0, exclude=None, seed=0):
+    """``draws`` draws from the single row ``logits`` (V,), no exponents."""
+    return Case(
+        logits[None],
+        torch.tensor([alpha]),
+        torch.empty(0),
+        torch.zeros(draws, dtype=torch.int64),
+        *make_keys(draws, seed),
+        None if exclude is None else torch.full((draws,), exclude),
     )

@@ -54,3 +54,14 @@ def test_gpu_backend_without_gpu_says_what_is_missing(backend, monkeypatch):
 
 def test_status_bits_are_those_of_the_kernels():
     assert [int(bit) for bit in (Status.OK, Status.NAN, Status.MASKED, Status.EXHAUSTED)] == [0, 1, 2, 4]
+
+
+def test_auto_is_cpu_for_cpu_tensors():
+    assert dispatch.resolve("sample_tokens", "auto", CPU) is dispatch.resolve("sample_tokens", "cpu", CPU)
+
+
+def test_the_environment_overrides_auto_only(monkeypatch):
+    reference, cpu = (dispatch.resolve("sample_tokens", name, CPU) for name in ("reference", "cpu"))
+    monkeypatch.setenv("FASTPOWER_BACKEND", "reference")
+    assert dispatch.resolve("sample_tokens", "auto", CPU) is reference
+    assert dispatch.resolve("sample_tokens", "cpu", CPU) is cpu

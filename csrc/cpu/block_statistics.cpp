@@ -1,0 +1,106 @@
+#include "cpu/block_statistics.h"
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "cpu/isa.h"
+
+#if defined(__x86_64__)
+// GCC 12 takes the "undefined" operands inside its own AVX-512 intrinsics for uninitialised variables.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+#include <immintrin.h>
+#endif
+
+namespace fastpower {
+namespace {
+
+constexpr float kInf = std::numeric_limits<float>::infinity();
+
+// exp(y) for y <= 0: y = n ln 2 + r with |r| <= ln 2 / 2, exp(y) = 2^n P(r). P is a minimax polynomial of
+// degree 6; adding and subtracting kRound rounds to an integer, which also stands in the low bits of the sum.
+// n ln 2 needs one fused multiply-subtract only: |n| <= 124 and float32's ln 2 is off by 2e-9.
+constexpr float kLog2e = 1.44269504088896341f, kLn2 = 0.693147180559945309f, kRound = 12582912.0f;
+constexpr float kP[] = {1.0f,
+                        1.0f,
+                        0.499999934436f,
+                        0.166665205713f,
+                        0.0416683887769f,
+                        0.00836872414745f,
+                        0.00138145817717f};  // relative error 3e-9
+constexpr float kLowest = -86.0f;            // below: 0. Keeps 2^n P(r) a normal number on every ISA.
+
+// Squarings that turn p into p^e, or -1 if e is no power of two that we take that way.
+inline int squarings(float e) {
+  if (e == 1.0f) return 0;
+  if (e == 2.0f) return 1;
+  if (e == 4.0f) return 2;
+  if (e == 8.0f) return 3;
+  if (e == 16.0f) return 4;
+  return -1;
+}
+
+template <class T>
+bool any_nan(const T* z, int n) {
+  bool found = false;
+  for (int i = 0; i < n; ++i) {
+    const float x = to_float(z[i]);
+    found |= x != x;
+  }
+  return found;
+}
+
+#if defined(__x86_64__)
+// Powers of small terms would otherwise be subnormal numbers, which cost a hundred cycles each and mean
+// nothing here.
+class FlushSubnormals {
+ public:
+  FlushSubnormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ | _MM_FLUSH_ZERO_ON); }
+  ~FlushSubnormals() { _mm_setcsr(saved_); }
+
+ private:
+  unsigned saved_;
+};
+#else
+struct FlushSubnormals {};
+#endif
+
+namespace portable {
+#define FASTPOWER_TARGET
+#include "cpu/simd_portable.inl"
+//
+#include "cpu/block_statistics.inl"
+#undef FASTPOWER_TARGET
+}  // namespace portable
+
+#if defined(__x86_64__)
+namespace avx2 {
+#define FASTPOWER_TARGET FASTPOWER_AVX2
+#include "cpu/simd_avx2.inl"
+//
+#include "cpu/block_statistics.inl"
+#undef FASTPOWER_TARGET
+}  // namespace avx2
+
+namespace avx512 {
+#define FASTPOWER_TARGET FASTPOWER_AVX512
+#include "cpu/simd_avx512.inl"
+//
+#include "cpu/block_statistics.inl"
+#undef FASTPOWER_TARGET
+}  // namespace avx512
+#endif
+
+}  // namespace
+
+const BlockKernels& block_kernels(Dtype dtype) {
+#if defined(__x86_64__)
+  if (active_isa() >= Isa::avx512) return avx512::kernels(dtype);
+  if (active_isa() >= Isa::avx2) return avx2::kernels(dtype);
+#endif
+  return portable::kernels(dtype);
+}
+
+}  // namespace fastpower

@@ -1,0 +1,103 @@
+#include "cpu/row_statistics.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <limits>
+#include <stdexcept>
+#include <string>
+
+namespace fastpower {
+namespace {
+
+constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+constexpr double kInf = std::numeric_limits<double>::infinity();
+
+}  // namespace
+
+int Logits::block_size(int64_t block) const {
+  return static_cast<int>(std::min<int64_t>(kBlock, vocab - block * kBlock));
+}
+
+const void* Logits::block(int64_t row, int64_t block) const {
+  return static_cast<const char*>(data) + (row * stride + block * kBlock) * size_of(dtype);
+}
+
+float Logits::at(int64_t row, int64_t token) const {
+  const int64_t i = row * stride + token;
+  switch (dtype) {
+    case Dtype::float32:
+      return static_cast<const float*>(data)[i];
+    case Dtype::bfloat16:
+      return to_float(static_cast<const bfloat16*>(data)[i]);
+    case Dtype::float16:
+      return to_float(static_cast<const float16*>(data)[i]);
+  }
+  return 0;
+}
+
+void block_partial(const Logits& logits, int64_t row, int64_t block, const float* exponents, int64_t count,
+                   double* partial) {
+  const BlockStatistics b = block_kernels(logits.dtype)
+                                .statistics(logits.block(row, block), logits.block_size(block), exponents,
+                                            static_cast<int>(count), partial + 3);
+  partial[0] = b.m;
+  partial[1] = b.s;
+  partial[2] = b.t;
+}
+
+RowStatistics merge_row(const double* partials, int64_t blocks, int64_t stride, const float* exponents,
+                        int64_t count, float* logz) {
+  double m = -kInf;
+  bool nan = false;
+  for (int64_t b = 0; b < blocks; ++b) {
+    m = std::max(m, partials[b * stride]);
+    nan |= std::isnan(partials[b * stride + 1]);
+  }
+  if (nan || m == -kInf) {
+    for (int64_t e = 0; e < count; ++e) logz[e] = std::numeric_limits<float>::quiet_NaN();
+    return {nan ? Status::nan : Status::masked, kNaN, kNaN, kNaN};
+  }
+  double s = 0, t = 0;
+  for (int64_t b = 0; b < blocks; ++b) {
+    const double* part = partials + b * stride;
+    if (part[0] == -kInf) continue;  // contributes exactly 0
+    const double d = part[0] - m, scale = d == 0 ? 1 : std::exp(d);
+    s += scale * part[1];
+    t += scale * (part[2] + d * part[1]);
+  }
+  const double log_s = std::log(s);
+  for (int64_t e = 0; e < count; ++e) {
+    const double power = exponents[e];
+    double sum = 0;
+    for (int64_t b = 0; b < blocks; ++b) {
+      const double* part = partials + b * stride;
+      if (part[0] == -kInf) continue;
+      const double d = part[0] - m;
+      sum += d == 0 ? part[3 + e] : std::exp(power * d) * part[3 + e];
+    }
+    logz[e] = static_cast<float>(power == 1 ? 0 : std::log(sum) - power * log_s);
+  }
+  return {Status::ok, m, m + log_s, log_s - t / s};
+}
+
+void check_positive(const char* op, const char* name, const float* values, int64_t n) {
+  for (int64_t i = 0; i < n; ++i)
+    if (!(values[i] > 0 && std::isfinite(values[i]))) {
+      char value[32];
+      std::snprintf(value, sizeof(value), "%g", values[i]);
+      throw std::invalid_argument(std::string(op) + ": " + name + "[" + std::to_string(i) +
+                                  "] must be finite and > 0, got " + value);
+    }
+}
+
+void check_range(const char* op, const char* name, const int64_t* values, int64_t n, int64_t low,
+                 int64_t end) {
+  for (int64_t i = 0; i < n; ++i)
+    if (values[i] < low || values[i] >= end)
+      throw std::invalid_argument(std::string(op) + ": " + name + "[" + std::to_string(i) + "] must be in [" +
+                                  std::to_string(low) + ", " + std::to_string(end) + "), got " +
+                                  std::to_string(values[i]));
+}
+
+}  // namespace fastpower

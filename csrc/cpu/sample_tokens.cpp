@@ -1,0 +1,242 @@
+#include "cpu/sample_tokens.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "cpu/parallel.h"
+#include "cpu/philox.h"
+
+namespace fastpower {
+namespace {
+
+constexpr double kInf = std::numeric_limits<double>::infinity();
+constexpr float kNaNf = std::numeric_limits<float>::quiet_NaN();
+
+// First index whose running sum exceeds target; the last index with mass if rounding leaves none. `before`
+// receives the running sum in front of the index.
+template <class T>
+int64_t choose(const T* mass, int64_t n, double target, double running, double* before) {
+  int64_t last = 0;
+  double before_last = running;
+  for (int64_t i = 0; i < n; ++i) {
+    if (!(mass[i] > 0)) continue;
+    last = i;
+    before_last = running;
+    running += mass[i];
+    if (running > target) break;
+  }
+  if (before) *before = before_last;
+  return last;
+}
+
+// e^{alpha (z - m)} of one block, without the token `without` (an index in the block, -1 for none).
+struct Weights {
+  int64_t block = -1;
+  int n = 0;  // entries, a multiple of kChunk
+  double m, total;
+  alignas(64) float weight[kBlock];
+  double chunk[kBlock / kChunk];
+
+  void compute(const Logits& logits, int64_t row, int64_t b, int64_t without, float alpha) {
+    const BlockKernels& kernels = block_kernels(logits.dtype);
+    const int size = logits.block_size(b);
+    block = b;
+    n = (size + kChunk - 1) / kChunk * kChunk;
+    kernels.load(logits.block(row, b), size, weight);
+    if (without >= 0) weight[without] = -std::numeric_limits<float>::infinity();
+    m = kernels.weigh(weight, n, alpha, chunk);
+    total = 0;
+    for (int c = 0; c < n / kChunk; ++c) total += chunk[c];
+  }
+
+  int64_t draw(double u) const {
+    double before;
+    const int64_t c = choose(chunk, n / kChunk, u * total, 0.0, &before);
+    const int64_t i = choose(weight + c * kChunk, kChunk, u * total, before, nullptr);
+    return block * kBlock + c * kChunk + i;
+  }
+};
+
+// All draws of one row.
+class RowDraws {
+ public:
+  // mass_index: where s_alpha stands in a block's partial.
+  RowDraws(const Logits& logits, int64_t row, float alpha, const double* partials, int64_t partial,
+           int64_t mass_index, double m)
+      : logits_(logits),
+        row_(row),
+        alpha_(alpha),
+        partials_(partials),
+        partial_(partial),
+        mass_index_(mass_index) {
+    mass_.resize(logits.blocks());
+    total_ = weigh_blocks(m, -1, mass_.data());
+  }
+
+  int64_t draw(uint64_t key, int64_t position, int64_t exclude) {
+    const auto word = philox4x32(key, {static_cast<uint32_t>(position), 0, 0, 0});
+    const double u0 = uniform32(word[0]), u1 = uniform32(word[1]);
+    if (exclude < 0) {
+      const int64_t block = choose(mass_.data(), logits_.blocks(), u0 * total_, 0.0, nullptr);
+      if (whole_.block != block) whole_.compute(logits_, row_, block, -1, alpha_);
+      return whole_.draw(u1);
+    }
+    // Everything relative to the largest logit that is left: it may be far below the excluded one.
+    const int64_t home = exclude / kBlock;
+    rest_.compute(logits_, row_, home, exclude % kBlock, alpha_);
+    double m = rest_.m;
+    for (int64_t b = 0; b < logits_.blocks(); ++b)
+      if (b != home) m = std::max(m, partials_[b * partial_]);
+    if (m == -kInf) return -1;
+    rest_mass_.resize(logits_.blocks());
+    const double total = weigh_blocks(m, home, rest_mass_.data());
+    const int64_t block = choose(rest_mass_.data(), logits_.blocks(), u0 * total, 0.0, nullptr);
+    if (block == home) return rest_.draw(u1);
+    if (whole_.block != block) whole_.compute(logits_, row_, block, -1, alpha_);
+    return whole_.draw(u1);
+  }
+
+ private:
+  // Block masses relative to m, `home` taken from rest_; returns their sum.
+  double weigh_blocks(double m, int64_t home, double* mass) const {
+    double total = 0;
+    for (int64_t b = 0; b < logits_.blocks(); ++b) {
+      const double top = b == home ? rest_.m : partials_[b * partial_];
+      const double sum = b == home ? rest_.total : partials_[b * partial_ + mass_index_];
+      const double d = top - m;
+      mass[b] = top == -kInf ? 0 : d == 0 ? sum : sum * std::exp(static_cast<double>(alpha_) * d);
+      total += mass[b];
+    }
+    return total;
+  }
+
+  const Logits& logits_;
+  int64_t row_;
+  float alpha_;
+  const double* partials_;
+  int64_t partial_, mass_index_;
+  std::vector<double> mass_, rest_mass_;
+  double total_;
+  Weights whole_, rest_;
+};
+
+// Calls fn(row) for all rows once the partials of that row are complete. Many rows: a task is some whole
+// rows. Few rows: a task is some blocks. Either way every block is computed alone and merged in order, so
+// bits do not change.
+template <class Block, class Row>
+void for_rows(const Logits& logits, const Block& block_fn, const Row& row_fn) {
+  constexpr int64_t kEntriesPerTask = 1 << 15;
+  const int64_t blocks = logits.blocks();
+  const auto whole_row = [&](int64_t row) {
+    for (int64_t b = 0; b < blocks; ++b) block_fn(row, b);
+    row_fn(row);
+  };
+  if (logits.rows * logits.vocab <= kEntriesPerTask) {
+    for (int64_t row = 0; row < logits.rows; ++row) whole_row(row);
+  } else if (logits.rows >= 4 * num_threads()) {
+    const int64_t step = std::max<int64_t>(1, kEntriesPerTask / logits.vocab);
+    parallel_for((logits.rows + step - 1) / step, [&](int64_t task) {
+      for (int64_t row = task * step; row < std::min(logits.rows, (task + 1) * step); ++row) whole_row(row);
+    });
+  } else {
+    const int64_t step = kEntriesPerTask / kBlock, tasks = (blocks + step - 1) / step;
+    parallel_for(logits.rows * tasks, [&](int64_t task) {
+      const int64_t first = task % tasks * step;
+      for (int64_t b = first; b < std::min(blocks, first + step); ++b) block_fn(task / tasks, b);
+    });
+    parallel_for(logits.rows, row_fn);
+  }
+}
+
+// Draws grouped by row: those of row r are order[start[r] .. start[r + 1]).
+struct Grouped {
+  std::vector<int64_t> start, order;
+
+  Grouped(int64_t rows, int64_t draws, const int64_t* row_of) : start(rows + 2), order(draws) {
+    for (int64_t d = 0; d < draws; ++d) ++start[row_of[d] + 2];
+    for (int64_t r = 0; r < rows; ++r) start[r + 2] += start[r + 1];
+    for (int64_t d = 0; d < draws; ++d) order[start[row_of[d] + 1]++] = d;
+  }
+  int64_t count(int64_t row) const { return start[row + 1] - start[row]; }
+  bool any(int64_t row) const { return count(row) > 0; }
+};
+
+}  // namespace
+
+void sample_tokens(const Logits& logits, const float* alpha, const float* exponents, int64_t exponent_count,
+                   int64_t draws, const int64_t* rows, const int64_t* keys, const int64_t* positions,
+                   const int64_t* exclude, int64_t* token, float* logp, float* logz, float* entropy,
+                   int32_t* status) {
+  check_positive("sample_tokens", "alpha", alpha, logits.rows);
+  check_positive("sample_tokens", "exponents", exponents, exponent_count);
+  check_range("sample_tokens", "rows", rows, draws, 0, logits.rows);
+  if (exclude) check_range("sample_tokens", "exclude", exclude, draws, -1, logits.vocab);
+
+  const Grouped grouped(logits.rows, draws, rows);
+  // A row needs the exponents asked for and, for its draws, its alpha: s_alpha stands last or where alpha was
+  // asked for.
+  const int64_t slots = exponent_count + 1, partial = partial_size(slots), blocks = logits.blocks();
+  std::vector<float> powers(logits.rows * slots);
+  std::vector<int64_t> mass(logits.rows);
+  for (int64_t row = 0; row < logits.rows; ++row) {
+    float* mine = &powers[row * slots];
+    std::copy_n(exponents, exponent_count, mine);
+    mine[exponent_count] = alpha[row];
+    mass[row] = std::find(mine, mine + exponent_count, alpha[row]) - mine;
+  }
+  std::vector<double> partials(logits.rows * blocks * partial);
+
+  const auto block_fn = [&](int64_t row, int64_t b) {
+    const bool alpha_too = mass[row] == exponent_count && grouped.any(row);
+    block_partial(logits, row, b, &powers[row * slots], exponent_count + alpha_too,
+                  &partials[(row * blocks + b) * partial]);
+  };
+  const auto row_fn = [&](int64_t row) {
+    const double* mine = &partials[row * blocks * partial];
+    const RowStatistics r =
+        merge_row(mine, blocks, partial, exponents, exponent_count, logz + row * exponent_count);
+    entropy[row] = static_cast<float>(r.entropy);
+    status[row] = static_cast<int32_t>(r.status);
+    if (!grouped.any(row)) return;
+    const int64_t *first = &grouped.order[grouped.start[row]], *end = first + grouped.count(row);
+    if (r.status != Status::ok) {
+      for (; first != end; ++first) {
+        token[*first] = -1;
+        logp[*first] = kNaNf;
+      }
+      return;
+    }
+    RowDraws row_draws(logits, row, alpha[row], mine, partial, 3 + mass[row], r.m);
+    for (; first != end; ++first) {
+      const int64_t d = *first;
+      token[d] = row_draws.draw(static_cast<uint64_t>(keys[d]), positions[d], exclude ? exclude[d] : -1);
+      logp[d] = token[d] < 0 ? kNaNf : static_cast<float>(logits.at(row, token[d]) - r.lse);
+      if (token[d] < 0) status[row] |= static_cast<int32_t>(Status::exhausted);
+    }
+  };
+  for_rows(logits, block_fn, row_fn);
+}
+
+void score_tokens(const Logits& logits, const int64_t* tokens, const float* exponents, int64_t exponent_count,
+                  float* logp, float* logz, float* entropy, int32_t* status) {
+  check_positive("score_tokens", "exponents", exponents, exponent_count);
+  check_range("score_tokens", "tokens", tokens, logits.rows, 0, logits.vocab);
+  const int64_t partial = partial_size(exponent_count), blocks = logits.blocks();
+  std::vector<double> partials(logits.rows * blocks * partial);
+  for_rows(
+      logits,
+      [&](int64_t row, int64_t b) {
+        block_partial(logits, row, b, exponents, exponent_count, &partials[(row * blocks + b) * partial]);
+      },
+      [&](int64_t row) {
+        const RowStatistics r = merge_row(&partials[row * blocks * partial], blocks, partial, exponents,
+                                          exponent_count, logz + row * exponent_count);
+        logp[row] = static_cast<float>(logits.at(row, tokens[row]) - r.lse);
+        entropy[row] = static_cast<float>(r.entropy);
+        status[row] = static_cast<int32_t>(r.status);
+      });
+}
+
+}  // namespace fastpower

@@ -1,0 +1,38 @@
+// Sixteen floats. The same names are defined by every simd_*.inl; see block_statistics.inl for their use.
+
+#define FASTPOWER_INLINE FASTPOWER_TARGET static inline __attribute__((always_inline))
+
+using Vec = __m512;
+using Mask = __mmask16;
+constexpr int kWidth = 16;
+
+FASTPOWER_INLINE Vec load(const float* p) { return _mm512_loadu_ps(p); }
+FASTPOWER_INLINE Vec load(const bfloat16* p) {
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+FASTPOWER_INLINE Vec load(const float16* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+FASTPOWER_INLINE void store(float* p, Vec a) { _mm512_storeu_ps(p, a); }
+FASTPOWER_INLINE Vec set(float x) { return _mm512_set1_ps(x); }
+FASTPOWER_INLINE Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
+FASTPOWER_INLINE Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
+FASTPOWER_INLINE Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
+FASTPOWER_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+FASTPOWER_INLINE Vec fnma(Vec a, Vec b, Vec c) { return _mm512_fnmadd_ps(a, b, c); }
+// max(x, acc); a NaN in x leaves acc.
+FASTPOWER_INLINE Vec max_or_keep(Vec x, Vec acc) { return _mm512_max_ps(x, acc); }
+// y >= kLowest, true for NaN.
+FASTPOWER_INLINE Mask counts(Vec y) { return _mm512_cmp_ps_mask(y, set(kLowest), _CMP_NLT_UQ); }
+// 2^n p where live, else 0; shifted = n + kRound.
+FASTPOWER_INLINE Vec scale(Vec p, Vec n, Vec shifted, Mask live) {
+  (void)shifted;
+  return _mm512_maskz_scalef_ps(live, p, n);
+}
+// a b + c where live, else c.
+FASTPOWER_INLINE Vec fma_where(Mask live, Vec a, Vec b, Vec c) {
+  return _mm512_mask3_fmadd_ps(a, b, c, live);
+}
+
+#undef FASTPOWER_INLINE
