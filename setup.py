@@ -1,12 +1,15 @@
 """Builds ``fastpower._C`` (pybind11, no torch headers) and, with FASTPOWER_CUDA=1, the CUDA library.
 
 Environment:
-  FASTPOWER_CUDA=1      also compile csrc/cuda with nvcc (hardware is never sniffed: the flag decides)
+  FASTPOWER_CUDA=1      also compile csrc/cuda with nvcc (hardware is never sniffed: the flag decides); nvcc is
+                        $CUDA_HOME/bin/nvcc if CUDA_HOME is set, else the one on PATH
+  FASTPOWER_CUDA_ARCHS  compute capabilities to compile for, default "80 90 100"; the newest also as PTX
   FASTPOWER_SANITIZE=1  address + undefined-behaviour sanitizers, for the tests that run without torch
 """
 
 import glob
 import os
+import shutil
 
 from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
 from setuptools import find_packages, setup
@@ -28,8 +31,40 @@ if os.environ.get("FASTPOWER_SANITIZE") == "1":
 else:
     compile_args += ["-g0"]
 
-if os.environ.get("FASTPOWER_CUDA") == "1" and not glob.glob("csrc/cuda/*.cu"):
-    raise SystemExit("FASTPOWER_CUDA=1: this version has no CUDA sources (csrc/cuda is empty); unset FASTPOWER_CUDA")
+
+class BuildWithCuda(build_ext):
+    """build_ext and, with FASTPOWER_CUDA=1, the library that fastpower/kernels/cuda loads: C functions on raw pointers
+    and the CUDA runtime linked in, so it needs neither torch nor a GPU to be built or loaded."""
+
+    def run(self):
+        command = nvcc_command() if os.environ.get("FASTPOWER_CUDA") == "1" else None  # fails before anything is built
+        super().run()
+        if command is not None:
+            root = "." if self.inplace or self.editable_mode else self.build_lib
+            self.spawn([*command, "-o", os.path.join(root, "fastpower", "libfastpower_cuda.so")])
+
+
+def nvcc_command():
+    home = os.environ.get("CUDA_HOME")
+    nvcc = shutil.which("nvcc", path=os.path.join(home, "bin") if home else None)
+    if nvcc is None:
+        where = f"CUDA_HOME={home}" if home else "PATH"
+        raise SystemExit(f"FASTPOWER_CUDA=1: no nvcc in {where}; install the CUDA toolkit, or unset FASTPOWER_CUDA")
+    text = os.environ.get("FASTPOWER_CUDA_ARCHS", "80 90 100")
+    archs = sorted(text.replace(",", " ").replace(";", " ").split(), key=lambda arch: (len(arch), arch))
+    if not archs or not all(arch.isdigit() and len(arch) in (2, 3) for arch in archs):
+        raise SystemExit(f'FASTPOWER_CUDA_ARCHS must be compute capabilities such as "80 90 100", got {text!r}')
+    targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
+    targets.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")  # newer GPUs compile this one
+    flags = [
+        "-O3",
+        "-std=c++17",
+        "--threads=0",
+        "--resource-usage",
+        "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra",
+    ]
+    return [nvcc, "-shared", "-cudart=static", *flags, *targets, *sorted(glob.glob("csrc/cuda/*.cu"))]
+
 
 ParallelCompile("FASTPOWER_BUILD_JOBS", default=0).install()
 setup(
@@ -50,5 +85,5 @@ setup(
             extra_link_args=link_args,
         )
     ],
-    cmdclass={"build_ext": build_ext},
+    cmdclass={"build_ext": BuildWithCuda},
 )

@@ -1,0 +1,105 @@
+"""The CUDA C++ backend on a GPU, through the façade, against the float64 reference on the CPU."""
+
+import pytest
+import torch
+from scipy import stats
+
+from fastpower.kernels import backends, sample_tokens, score_tokens
+from tests.kernels.sampling_inputs import KINDS, Case, make_case
+
+REASON = backends()["cuda"]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(REASON is not None, reason=f"backend 'cuda': {REASON}")]
+
+
+def to_gpu(case):
+    return Case(*(None if x is None else x.cuda() for x in case))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("vocab", [2, 127, 4097, 151936])
+@pytest.mark.parametrize("kind", KINDS)
+def test_statistics_and_draws_are_those_of_the_reference(kind, vocab, dtype):
+    if kind == "huge" and dtype is torch.float16:
+        pytest.skip("1e4 is no logit for float16")
+    case = make_case(kind, rows=5, vocab=vocab, draws=64, alpha=1.7, exponents=(1.0, 1.7, 4.0), dtype=dtype)
+    got = sample_tokens(*to_gpu(case), backend="cuda")
+    expected = sample_tokens(*case, backend="reference")
+    eager = torch.log_softmax(case.logits.cuda().float(), 1)
+    for e, exponent in enumerate(case.exponents):
+        truth = expected.logz[:, e].double()
+        theirs = torch.logsumexp(exponent.cuda() * eager, 1).cpu().double()
+        assert (got.logz[:, e].cpu() - truth).abs().max() <= 2 * (theirs - truth).abs().max() + 2e-6
+    torch.testing.assert_close(got.entropy.cpu(), expected.entropy, rtol=2e-6, atol=2e-6)
+    assert torch.equal(got.status.cpu(), expected.status)
+    same = got.token.cpu() == expected.token
+    assert same.float().mean() >= 0.98  # rounding at the edges of bins
+    torch.testing.assert_close(got.logp.cpu()[same], expected.logp[same], rtol=2e-6, atol=4e-6)
+
+
+@pytest.mark.parametrize("excluded", [None, 3])
+def test_draws_follow_the_power_law(excluded):
+    """G-test, with a token of probability 1e-4 and one of 5e-6."""
+    draws, alpha = 4_000_000, 2.0
+    q = torch.tensor([0.6, 0.2, 0.1, 0.05, 0.049895, 1e-4, 5e-6], dtype=torch.float64)
+    weights = q.log() / alpha
+    if excluded is not None:
+        q[excluded] = 0
+    q = (q / q.sum()).numpy()
+    logits = torch.full((1, 5000), -torch.inf)
+    places = torch.tensor([0, 17, 4000, 4095, 4096, 4500, 4999])
+    logits[0, places] = weights.float()
+    case = Case(
+        logits,
+        torch.tensor([alpha]),
+        torch.tensor([2.0]),
+        torch.zeros(draws, dtype=torch.int64),
+        torch.full((draws,), 1234567),
+        torch.arange(draws),
+        None if excluded is None else torch.full((draws,), int(places[excluded])),
+    )
+    token = sample_tokens(*to_gpu(case), backend="cuda").token.cpu()
+    counts = torch.tensor([(token == place).sum() for place in places]).numpy()
+    assert counts.sum() == draws
+    kept = q > 0
+    assert counts[~kept].sum() == 0
+    assert stats.power_divergence(counts[kept], q[kept] * draws, lambda_="log-likelihood").pvalue > 1e-4
+
+
+def test_bits_of_a_row_depend_on_that_row_alone():
+    case = to_gpu(make_case("model", rows=9, vocab=50257, alpha=2.0, dtype=torch.bfloat16))
+    batch = sample_tokens(*case, backend="cuda")
+    for row in range(9):
+        draw = slice(row, row + 1)
+        alone = sample_tokens(
+            case.logits[draw].clone(),
+            case.alpha[draw],
+            case.exponents,
+            torch.zeros_like(case.rows[draw]),
+            case.keys[draw],
+            case.positions[draw],
+            backend="cuda",
+        )
+        for together, single in zip(batch, alone, strict=True):
+            assert torch.equal(together[draw], single)
+
+
+def test_score_tokens_gives_the_bits_of_sample_tokens():
+    case = to_gpu(make_case("masked_blocks", rows=3, vocab=9001, draws=20, alpha=1.5))
+    drawn = sample_tokens(*case, backend="cuda")
+    scored = score_tokens(case.logits[case.rows], drawn.token, case.exponents, backend="cuda")
+    assert torch.equal(drawn.logp, scored.logp)
+    assert torch.equal(drawn.entropy[case.rows], scored.entropy)
+
+
+def test_launches_go_to_the_current_stream_and_into_graphs():
+    case = to_gpu(make_case("model", rows=4, vocab=32003, alpha=4.0))
+    expected = sample_tokens(*case, backend="cuda")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = sample_tokens(*case, backend="cuda")
+    case.positions.add_(1)
+    graph.replay()
+    torch.cuda.synchronize()
+    moved = sample_tokens(*case, backend="cuda")
+    assert torch.equal(captured.token, moved.token)
+    assert torch.equal(captured.logz, expected.logz)
