@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "cpu/bandwidth.h"
 #include "cpu/isa.h"
 #include "cpu/linear.h"
 #include "cpu/parallel.h"
@@ -13,16 +14,30 @@ namespace py = pybind11;
 namespace fastpower {
 namespace {
 
+template <typename T>
+T* pointer(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
 void bind_machine(py::module_& m) {
   m.def("num_threads", &num_threads, "Threads used by the CPU kernels.");
   m.def("set_num_threads", &set_num_threads, py::arg("n"), "Set the threads used by the CPU kernels.");
   m.def("isa", [] { return isa_name(active_isa()); }, "Instruction set the CPU kernels use.");
   m.def("set_isa", [](const char* name) { set_isa(isa_from_name(name)); }, py::arg("name"));
-}
-
-template <typename T>
-T* pointer(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
+  m.def(
+      "read_memory",
+      [](uintptr_t data, int64_t bytes) {
+        const py::gil_scoped_release release;
+        return read_memory(pointer<const void>(data), bytes);
+      },
+      py::arg("data"), py::arg("bytes"), "Read memory once on all threads, for measuring bandwidth.");
+  m.def(
+      "copy_memory",
+      [](uintptr_t target, uintptr_t source, int64_t bytes) {
+        const py::gil_scoped_release release;
+        copy_memory(pointer<void>(target), pointer<const void>(source), bytes);
+      },
+      py::arg("target"), py::arg("source"), py::arg("bytes"), "memcpy on all threads.");
 }
 
 Linear linear_of(bool bfloat16, int64_t in, int64_t out, uintptr_t panels, uintptr_t bias) {
