@@ -122,4 +122,4 @@ def test_launch_without_a_driver_fails_with_an_error_and_not_a_crash(build, monk
     with pytest.raises(RuntimeError, match=r"CUDA error 35 \(CUDA driver version is insufficient"):
         import torch
 
-        library.call("fastpower_copy_pages", torch.device("cpu"), *[None] * 5, 1, 1, 1, 1, 16, 16, 16)
+        library.call("fastpower_copy_pages", torch.device("cpu"), *[None] * 5, 1, 1, 1, 1, 16, *[16] * 4)

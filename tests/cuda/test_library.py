@@ -54,7 +54,7 @@ def test_without_a_gpu_the_reason_is_torch_or_the_machine(emulated_library, monk
 
 def test_failed_launch_raises_with_the_words_of_the_runtime(emulated):
     with pytest.raises(RuntimeError, match=r"fastpower_copy_pages: CUDA error 716 .*FASTPOWER_CUDA_ARCHS"):
-        library.call("fastpower_copy_pages", torch.device("cpu"), *[None] * 5, 1, 1, 1, 1, 3, 16, 16)
+        library.call("fastpower_copy_pages", torch.device("cpu"), *[None] * 5, 1, 1, 1, 1, 3, *[16] * 4)
 
 
 @pytest.mark.parametrize(

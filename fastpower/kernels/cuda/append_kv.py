@@ -8,8 +8,7 @@ from fastpower.kernels.cuda import library
 
 
 def append_kv(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
-    """In place; the contract is the façade's docstring. Caches are contiguous; key and value may have any strides over
-    tokens and heads. Slots outside the cache (-1: padding) write nothing."""
+    """In place; the contract is the façade's docstring. Slots outside the cache (-1: padding) write nothing."""
     size = key.element_size()
     key, value = (x if x.stride(2) == 1 else x.contiguous() for x in (key, value))
     library.call(
@@ -23,5 +22,7 @@ def append_kv(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot
         *key.shape[:2],
         key.shape[2] * size,
         *(stride * size for x in (key, value) for stride in x.stride()[:2]),
-        k_cache.shape[0] * k_cache.shape[1],
+        *k_cache.shape[:2],
+        k_cache.stride(0) * size,
+        v_cache.stride(0) * size,
     )

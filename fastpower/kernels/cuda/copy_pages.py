@@ -8,8 +8,7 @@ from fastpower.kernels.cuda import library
 
 
 def copy_pages(k_cache: Tensor, v_cache: Tensor, source: Tensor, target: Tensor, tokens: Tensor) -> None:
-    """In place; the contract is the façade's docstring. Every layer of a cache is contiguous. Copies that name a page
-    outside the cache do nothing."""
+    """In place; the contract is the façade's docstring. Copies that name a page outside the cache do nothing."""
     layers, pages, page_size, heads, head_dim = k_cache.shape
     size = k_cache.element_size()
     library.call(
@@ -25,6 +24,5 @@ def copy_pages(k_cache: Tensor, v_cache: Tensor, source: Tensor, target: Tensor,
         pages,
         page_size,
         heads * head_dim * size,
-        k_cache.stride(0) * size,
-        v_cache.stride(0) * size,
+        *(stride * size for cache in (k_cache, v_cache) for stride in cache.stride()[:2]),
     )

@@ -29,8 +29,8 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
         [*_row_arguments, _pointer, _pointer, _int, *[_pointer] * 4, _int64, *[_pointer] * 6, *_tail],
     ),
     "fastpower_score_tokens": (_int, [*_row_arguments, _pointer, _pointer, _int, *[_pointer] * 5, *_tail]),
-    "fastpower_append_kv": (_int, [*[_pointer] * 5, *[_int64] * 8, *_tail]),
-    "fastpower_copy_pages": (_int, [*[_pointer] * 5, *[_int64] * 7, *_tail]),
+    "fastpower_append_kv": (_int, [*[_pointer] * 5, *[_int64] * 11, *_tail]),
+    "fastpower_copy_pages": (_int, [*[_pointer] * 5, *[_int64] * 9, *_tail]),
 }
 
 
