@@ -75,3 +75,136 @@ class FixedHorizonCut(CutLaw):
     def bound(self, entropy: Array, cut: int, horizon: int) -> Bound:
         value = -math.log(horizon)
         return lambda _: value
+
+
+@dataclass(frozen=True)
+class EntropyJumpCut(CutLaw):
+    """λ(m | x) ∝ max(0, H_m − H_{m−1})^beta, H_{−1} = 0, mixed with ``epsilon`` of the uniform law.
+
+    Entropy-Cut MH (Zhou, Mehrotra, Liu, arXiv 2605.30327), which uses beta = 4. The weight of a position depends on
+    what precedes it only, so the ratio of a move is S(x) / S(y) up to the mixture.
+    """
+
+    beta: float = 4.0
+    epsilon: float = 0.05
+
+    def __post_init__(self) -> None:
+        _check_epsilon(self.epsilon)
+        if not (math.isfinite(self.beta) and self.beta > 0):
+            raise ValueError(f"beta must be a finite number > 0, got {self.beta}")
+
+    def probabilities(self, entropy: Array, horizon: int) -> Array:
+        rise = np.maximum(np.diff(entropy, prepend=0.0), 0.0) ** self.beta
+        return _mixed(rise, self.epsilon)
+
+    def bound(self, entropy: Array, cut: int, horizon: int) -> Bound:
+        rise = np.maximum(np.diff(entropy, prepend=0.0), 0.0) ** self.beta
+        n, total, last = len(entropy), float(rise.sum()), float(entropy[-1]) if len(entropy) else 0.0
+        weight = float(rise[cut]) if cut < n else None  # the position of the cut itself may still be to come
+
+        def step(h: float) -> float:
+            nonlocal n, total, last, weight
+            rise = max(0.0, h - last) ** self.beta
+            weight = rise if weight is None else weight
+            n, total, last = n + 1, total + rise, h
+            # Nothing has risen so far: it may stay so, and then the law is uniform.
+            share = (1.0 - self.epsilon) * weight / total + self.epsilon / n if total > 0.0 else 1.0 / n
+            return math.log(share) if share > 0.0 else -math.inf
+
+        return step
+
+
+@dataclass(frozen=True)
+class EntropyThresholdCut(CutLaw):
+    """Equal weight for every position within ``window`` of a decision point (entropy ≥ ``threshold`` nats).
+
+    EGPS (Guo et al., arXiv 2606.09926). With a window the weight of a position also depends on what follows it; it is
+    recomputed for each answer, so the ratio stays exact. ``epsilon`` of the uniform law is mixed in.
+    """
+
+    threshold: float = 0.5
+    window: int = 0
+    epsilon: float = 0.05
+
+    def __post_init__(self) -> None:
+        _check_epsilon(self.epsilon)
+        if not self.threshold >= 0.0:
+            raise ValueError(f"threshold must be an entropy ≥ 0 nats, got {self.threshold}")
+        if self.window < 0:
+            raise ValueError(f"window must be ≥ 0 tokens, got {self.window}")
+
+    def _near(self, entropy: Array) -> NDArray[np.bool_]:
+        near = entropy >= self.threshold
+        decision = near.copy()
+        for shift in range(1, min(self.window, len(entropy) - 1) + 1):
+            near[shift:] |= decision[:-shift]
+            near[:-shift] |= decision[shift:]
+        return near
+
+    def probabilities(self, entropy: Array, horizon: int) -> Array:
+        return _mixed(self._near(entropy).astype(float), self.epsilon)
+
+    def bound(self, entropy: Array, cut: int, horizon: int) -> Bound:
+        # Weights so far only grow in number; the cut's own weight is at most 1.
+        n, total = len(entropy), float(self._near(entropy).sum()) if len(entropy) else 0.0
+
+        def step(h: float) -> float:
+            nonlocal n, total
+            n, total = n + 1, total + (h >= self.threshold)
+            return math.log((1.0 - self.epsilon) / total + self.epsilon / n) if total > 0.0 else 0.0
+
+        return step
+
+
+@dataclass(frozen=True)
+class EntropyQuantileCut(CutLaw):
+    """Equal weight for positions whose entropy is at least the answer's own ``quantile``.
+
+    The threshold depends on the whole answer: a position eligible in x may not be in y, and then, up to ``epsilon``,
+    the move is rejected.
+    """
+
+    quantile: float = 0.8
+    epsilon: float = 0.05
+
+    def __post_init__(self) -> None:
+        _check_epsilon(self.epsilon)
+        if not 0.0 <= self.quantile <= 1.0:
+            raise ValueError(f"quantile must lie in [0, 1], got {self.quantile}")
+
+    def probabilities(self, entropy: Array, horizon: int) -> Array:
+        return _mixed((entropy >= np.quantile(entropy, self.quantile)).astype(float), self.epsilon)
+
+
+@dataclass(frozen=True)
+class MixtureCut(CutLaw):
+    """One law with each probability: λ = Σ_i shares[i] λ_i (the shares are normalised)."""
+
+    laws: tuple[CutLaw, ...]
+    shares: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.laws or len(self.laws) != len(self.shares):
+            raise ValueError(f"laws and shares must pair up, got {len(self.laws)} laws and {len(self.shares)} shares")
+        if not all(share > 0.0 for share in self.shares):
+            raise ValueError(f"shares must be > 0, got {self.shares}")
+
+    def probabilities(self, entropy: Array, horizon: int) -> Array:
+        total = sum(self.shares)
+        parts = [
+            share / total * law.probabilities(entropy, horizon)
+            for law, share in zip(self.laws, self.shares, strict=True)
+        ]
+        return np.sum(parts, axis=0)  # type: ignore[no-any-return]
+
+
+def _mixed(weights: Array, epsilon: float) -> Array:
+    """weights / Σ weights with ``epsilon`` of the uniform law; uniform where no position has weight."""
+    uniform = np.full(len(weights), 1.0 / len(weights))
+    total = float(weights.sum())
+    return uniform if total <= 0.0 else (1.0 - epsilon) * weights / total + epsilon * uniform
+
+
+def _check_epsilon(epsilon: float) -> None:
+    if not 0.0 <= epsilon <= 1.0:
+        raise ValueError(f"epsilon must lie in [0, 1], got {epsilon}; 0 makes positions without weight unreachable")

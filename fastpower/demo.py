@@ -6,7 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-PROBLEM = "A shop sells pens at 3 dollars each. Ana buys 4 pens and pays with a 20 dollar bill. How much change does she get?"
+PROBLEM = (
+    "A shop sells pens at 3 dollars each. Ana buys 4 pens and pays with a 20 dollar bill. How much change does she get?"
+)
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 
 
@@ -32,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"problem         {args.problem}\n")
     print(f"a plain draw    log p = {plain.logp:.2f}, {len(plain.token_ids)} tokens\n{_indent(plain.text)}\n")
     print(f"exact p^{args.alpha:g}       Metropolis–Hastings, seed {args.seed}\n{_indent(result.text)}\n")
-    print(f"log p           {result.diagnostics['initial_logp']:.2f} before the last stage's moves → {result.logp:.2f} after")
+    before = result.diagnostics["initial_logp"]
+    print(f"log p           {before:.2f} before the last stage's moves → {result.logp:.2f} after")
     print(f"acceptance      {result.acceptance:.2f} of {result.moves} moves ({result.diagnostics['free_moves']} free)")
     print(
         f"tokens decoded  {result.decoded_tokens} for an answer of {len(result.token_ids)}; "

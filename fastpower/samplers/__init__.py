@@ -7,14 +7,53 @@ import difflib
 from typing import Any
 
 from fastpower.chain import Sampler
-from fastpower.samplers.baselines import LowTemperature, Plain
-from fastpower.samplers.metropolis import MetropolisHastings
+from fastpower.samplers.baselines import BestOfN, LowTemperature, Plain
+from fastpower.samplers.egps import EntropyGuided
+from fastpower.samplers.lookahead import AuxiliaryParticles, Lookahead
+from fastpower.samplers.metropolis import EntropyCut, MetropolisHastings
+from fastpower.samplers.multiple_try import MultipleTry
+from fastpower.samplers.smc import ConditionalSMC, ParticleMH, PowerSMC
+from fastpower.samplers.staged import Staged
+from fastpower.samplers.tempering import ParallelTempering
 from fastpower.target import PowerTarget
 
-__all__ = ["METHODS", "LowTemperature", "MetropolisHastings", "Plain", "make_sampler"]
+__all__ = [
+    "METHODS",
+    "AuxiliaryParticles",
+    "BestOfN",
+    "ConditionalSMC",
+    "EntropyCut",
+    "EntropyGuided",
+    "Lookahead",
+    "LowTemperature",
+    "MetropolisHastings",
+    "MultipleTry",
+    "ParallelTempering",
+    "ParticleMH",
+    "Plain",
+    "PowerSMC",
+    "make_sampler",
+]
 
 #: method name → sampler class
-METHODS: dict[str, Any] = {cls.method: cls for cls in (Plain, LowTemperature, MetropolisHastings)}
+METHODS: dict[str, Any] = {
+    cls.method: cls
+    for cls in (
+        Plain,
+        LowTemperature,
+        BestOfN,
+        MetropolisHastings,
+        EntropyCut,
+        MultipleTry,
+        EntropyGuided,
+        ParallelTempering,
+        PowerSMC,
+        ParticleMH,
+        ConditionalSMC,
+        Lookahead,
+        AuxiliaryParticles,
+    )
+}
 
 
 def make_sampler(method: str, *, alpha: float = 4.0, max_new_tokens: int = 512, **settings: Any) -> Sampler:
@@ -32,7 +71,7 @@ def make_sampler(method: str, *, alpha: float = 4.0, max_new_tokens: int = 512, 
         if name not in fields:
             known = ", ".join(sorted(fields)) or "none beside alpha and max_new_tokens"
             raise ValueError(f"method {method!r} has no setting {name!r}{_nearest(name, fields)}; it has: {known}")
-    if "block" in fields:
+    if issubclass(cls, Staged | ParallelTempering | Lookahead):
         settings.setdefault("block", max(1, max_new_tokens // 16))
     sampler: Sampler = cls(target=PowerTarget(alpha, max_new_tokens), **settings)
     return sampler

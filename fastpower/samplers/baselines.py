@@ -1,9 +1,10 @@
-"""What power sampling is compared with: the model itself, and the model at a lower temperature."""
+"""What power sampling is compared with: the model itself, a lower temperature, and the best of several draws."""
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from fastpower.chain import Chain, Run
 from fastpower.outcome import Outcome
@@ -20,7 +21,9 @@ class Plain:
     method: ClassVar[str] = "plain"
 
     def run(self, chain: Chain) -> Run:
-        return (yield from _single(chain, self.target, 1.0))
+        """One rollout."""
+        [record] = yield from draws(chain, self.target, 1.0, 1)
+        return Outcome(record, exact=self.target.alpha == 1.0)
 
 
 @dataclass(frozen=True)
@@ -31,11 +34,59 @@ class LowTemperature:
     method: ClassVar[str] = "low_temperature"
 
     def run(self, chain: Chain) -> Run:
-        return (yield from _single(chain, self.target, self.target.alpha))
+        """One rollout."""
+        [record] = yield from draws(chain, self.target, self.target.alpha, 1)
+        return Outcome(record, exact=self.target.alpha == 1.0)
 
 
-def _single(chain: Chain, target: PowerTarget, alpha: float) -> Run:
-    start = chain.prompt_length
-    suffix = yield Rollout(chain.prompt, start, target.horizon, chain.key("answer"), alpha, (target.alpha,))
-    record = Record.empty(chain.prompt).spliced(0, suffix)
-    return Outcome(record, exact=target.alpha == 1.0)
+@dataclass(frozen=True)
+class BestOfN:
+    """The draw of highest log p among several. No power distribution: marked inexact.
+
+    n: draws. budget: if given, draws go on until this many tokens are decoded instead (compute-matched best-of-N;
+    the last draw may exceed it). temperature_exponent: draws are from p^e token by token; 1 is the model itself.
+    """
+
+    target: PowerTarget = field(default_factory=PowerTarget)
+    n: int = 8
+    budget: int | None = None
+    temperature_exponent: float = 1.0
+    method: ClassVar[str] = "best_of_n"
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise ValueError(f"n must be at least 1 draw, got {self.n}")
+        if self.budget is not None and self.budget < 1:
+            raise ValueError(f"budget must be at least 1 token, got {self.budget}")
+        if not self.temperature_exponent > 0:
+            raise ValueError(f"temperature_exponent must be > 0, got {self.temperature_exponent}")
+
+    def run(self, chain: Chain) -> Run:
+        """n rollouts at once, or one after another until the budget is spent."""
+        records: list[Record] = []
+        if self.budget is None:
+            records = yield from draws(chain, self.target, self.temperature_exponent, self.n)
+        else:
+            while chain.counts.decoded_tokens < self.budget:
+                records += yield from draws(chain, self.target, self.temperature_exponent, 1, first=len(records))
+        best = max(records, key=lambda record: record.total_logp)
+        diagnostics = {"draws": len(records), "logp_of_draws": [record.total_logp for record in records]}
+        return Outcome(best, diagnostics=diagnostics, exact=False)
+
+
+def draws(
+    chain: Chain, target: PowerTarget, alpha: float, count: int, first: int = 0
+) -> Generator[Any, Any, list[Record]]:
+    """``count`` independent answers from q ∝ p^alpha, token by token."""
+    suffixes = yield [
+        Rollout(
+            chain.prompt,
+            chain.prompt_length,
+            target.horizon,
+            chain.key("answer", first + i),
+            alpha,
+            (target.alpha,),
+        )
+        for i in range(count)
+    ]
+    return [Record.empty(chain.prompt).spliced(0, suffix) for suffix in suffixes]

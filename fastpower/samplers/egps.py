@@ -1,0 +1,52 @@
+"""Entropy-guided power sampling (EGPS; Guo et al., *Sample Where You Struggle*, arXiv 2606.09926).
+
+Work goes where the model is undecided: warm-up stages whose block is nearly deterministic get no moves; cuts are drawn
+around decision points, with the ratio that keeps them exact; several tries are made at decision points and one
+elsewhere. Only warm-up stages are ever skipped: skipping that depends on the state is not invariant at the last stage.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from fastpower.chain import Chain
+from fastpower.cuts import CutLaw, EntropyThresholdCut
+from fastpower.outcome import Outcome
+from fastpower.record import Record
+from fastpower.samplers.multiple_try import MultipleTry
+from fastpower.samplers.staged import Trace
+
+
+@dataclass(frozen=True)
+class EntropyGuided(MultipleTry):
+    """threshold: entropy in nats from which a position is a decision point. block_threshold: a warm-up block whose
+    mean entropy is below gets no moves. moves: N per stage; refinement is cheaper per nat than MH's, so N is smaller.
+    """
+
+    moves: int = 4
+    cut: CutLaw = field(default_factory=EntropyThresholdCut)
+    threshold: float = 0.5
+    block_threshold: float = 0.1
+    method: ClassVar[str] = "egps"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("threshold", "block_threshold"):
+            if not getattr(self, name) >= 0.0:
+                raise ValueError(f"{name} must be an entropy ≥ 0 nats, got {getattr(self, name)}")
+
+    def worth_refining(self, x: Record, begin: int) -> bool:
+        return len(x) > begin and float(x.entropy[begin:].mean()) >= self.block_threshold
+
+    def tries_at(self, x: Record, cut: int) -> int:
+        return self.tries if x.entropy[cut] >= self.threshold else 1
+
+    def outcome(self, chain: Chain, x: Record, trace: Trace, *, complete: bool = True) -> Outcome:
+        mass = float(x.entropy.sum())
+        diagnostics = {
+            "entropy_mass": mass,
+            "decision_points": int((x.entropy >= self.threshold).sum()),
+            "decoded_tokens_per_nat": chain.counts.decoded_tokens / mass if mass > 0 else None,
+        }
+        return Outcome(x, list(trace), diagnostics, complete=complete)

@@ -1,0 +1,143 @@
+"""One Metropolis–Hastings move as data: cut, uniform, first difference, and the request that is under way.
+
+A move from x cuts at m ~ λ(· | x), redraws the suffix from q ∝ p^α token by token and accepts y with
+
+    log U < Σ_{t≥m} logz_t(y) − Σ_{t≥m} logz_t(x) + log λ(m | y) − log λ(m | x),    logz_t = log Σ_v p(v | x_<t)^α,
+
+each sum over that answer's own full suffix. Up to the first difference all terms are equal and cancel.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastpower.chain import Chain
+from fastpower.cuts import Bound, CutLaw
+from fastpower.proposal import Redraw, redraw
+from fastpower.random import Purpose
+from fastpower.record import Record
+from fastpower.requests import Suffix, Ticket, Watch
+
+Proposed = Generator[Any, Any, tuple[Record | None, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A move under way. Without a plan it stays where it is; without a ticket nothing has to be decoded."""
+
+    cut: int | None
+    log_u: float
+    plan: Redraw | None
+    ticket: Ticket | None
+
+    def cancel(self) -> None:
+        """Drop what is being decoded for it."""
+        if self.ticket is not None:
+            self.ticket.cancel()
+
+
+@dataclass(frozen=True, slots=True)
+class MoveKernel:
+    """The move at one horizon and exponent. exponents: those recorded with every token; column: alpha among them."""
+
+    alpha: float
+    horizon: int
+    cut: CutLaw
+    exponents: tuple[float, ...]
+    column: int = 0
+    skip: bool = True
+    early_rejection: bool = True
+    maximise: bool = False
+
+    def start(self, chain: Chain, x: Record, *labels: int | str) -> Move:
+        """Begin a move whose randomness is keyed by ``labels``. U and the first difference are known at once."""
+        log_u = math.log(chain.uniform(Purpose.ACCEPT, *labels))
+        cut = self.cut.draw(x.entropy, self.horizon, chain.uniform(Purpose.CUT, *labels))
+        if cut is None:
+            return Move(None, log_u, None, None)
+        plan = self.redraw(chain, x, cut, *labels)
+        if plan.rollout is None:
+            return Move(cut, log_u, plan, None)
+        if self.early_rejection and plan.difference is not None:
+            plan.rollout.watch = self._watch(x, cut, plan.difference, log_u)
+        return Move(cut, log_u, plan, chain.start(plan.rollout))
+
+    def redraw(self, chain: Chain, x: Record, cut: int, *labels: int | str) -> Redraw:
+        """The redraw of x from ``cut``, not yet started."""
+        key = chain.key(*labels)
+        plan = redraw(chain, x, cut, self.horizon, key, self.alpha, self.exponents, column=self.column, skip=self.skip)
+        chain.counts.free_moves += plan.rollout is None
+        return plan
+
+    def finish(self, x: Record, move: Move) -> Proposed:
+        """The proposal y and its log acceptance ratio; y is None where it was given up, x where nothing differs."""
+        if move.ticket is None:
+            return x, 0.0
+        suffix = yield move.ticket
+        if move.plan is None or move.plan.difference is None:
+            return x, 0.0
+        if suffix.gave_up:
+            move.ticket.chain.counts.early_rejections += 1
+            return None, -math.inf
+        y = self.proposal(x, move.plan, suffix)
+        if self.maximise:
+            return y, math.inf if y.total_logp > x.total_logp else -math.inf
+        return y, self.log_acceptance(x, y, move.plan)
+
+    def proposal(self, x: Record, plan: Redraw, suffix: Suffix | None) -> Record:
+        """The proposed answer."""
+        if plan.difference is None or suffix is None:
+            return x
+        return x.spliced(plan.difference, suffix)
+
+    def log_acceptance(self, x: Record, y: Record, plan: Redraw) -> float:
+        """log of π(y) λ(m|y) q(x|y) / (π(x) λ(m|x) q(y|x)); 0 for y = x."""
+        if plan.difference is None:
+            return 0.0
+        tail = plan.difference + 1
+        log_ratio = float(y.logz[tail:, self.column].sum()) - float(x.logz[tail:, self.column].sum())
+        backward = self.cut.log_probability(y.entropy, plan.cut, self.horizon)
+        return log_ratio + backward - self.cut.log_probability(x.entropy, plan.cut, self.horizon)
+
+    def _watch(self, x: Record, cut: int, difference: int, log_u: float) -> Watch | None:
+        """Early rejection. For α ≥ 1 every logz is ≤ 0, so the running sum bounds the final one from above."""
+        if self.maximise:
+            return FallingSum(float(x.logp[difference:].sum()), lambda logp, logz: logp)
+        if self.alpha < 1.0:
+            return None
+        limit = log_u + float(x.logz[difference + 1 :, self.column].sum())
+        limit += self.cut.log_probability(x.entropy, cut, self.horizon)
+        bound = self.cut.bound(x.entropy[:difference], cut, self.horizon)
+        column = self.column
+        return FallingSum(limit, lambda logp, logz: logz[column], bound, cancels=True)
+
+
+class FallingSum:
+    """A watch: gives up when a sum of terms ≤ 0, plus an upper bound that only falls, drops below ``limit``.
+
+    cancels: the first position's term is the same on both sides and does not count.
+    """
+
+    def __init__(
+        self,
+        limit: float,
+        term: Callable[[float, Sequence[float]], float],
+        bound: Bound | None = None,
+        *,
+        cancels: bool = False,
+    ) -> None:
+        self.limit = limit - 1e-6 * (1.0 + abs(limit))  # sums differ in rounding: never drop what might be accepted
+        self.term = term
+        self.bound = bound
+        self.cancels = cancels
+        self.total = 0.0
+
+    def __call__(self, token: int, logp: float, logz: Sequence[float], entropy: float) -> bool:
+        if not self.cancels:
+            self.total += self.term(logp, logz)
+        self.cancels = False
+        slack = 0.0 if self.bound is None else self.bound(entropy)
+        return self.total + slack < self.limit

@@ -1,0 +1,243 @@
+"""Power-SMC (Azizi et al., arXiv 2602.10273): particles with weights, and exact kernels made of them.
+
+A run's answer is one draw from the final weights: consistent as N grows, with E[Ẑ] = Z for every N. Independent runs
+("islands") combine with weights Ẑ_r. ``ParticleMH`` and ``ConditionalSMC`` (Andrieu, Doucet, Holenstein 2010) turn any
+run into a Markov kernel that leaves p^α invariant for every N.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import numpy as np
+
+from fastpower.chain import Chain, Run
+from fastpower.outcome import Outcome
+from fastpower.random import Purpose
+from fastpower.record import Record
+from fastpower.samplers.particles import (
+    SCHEMES,
+    Particles,
+    advance,
+    ancestors,
+    block_ends,
+    catch_up,
+    exponents_of,
+)
+from fastpower.target import PowerTarget, linear_ramp
+
+Trace = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class PowerSMC:
+    """particles: N. threshold: resample when ESS < threshold · N, κ in (0, 1]. block: tokens between checks.
+    ramp: tokens over which the exponent rises from 1 to alpha (0: none; ignored if the target has a schedule).
+    scheme: systematic, stratified, residual or multinomial. islands: independent runs combined by their Ẑ.
+    """
+
+    target: PowerTarget = field(default_factory=PowerTarget)
+    particles: int = 64
+    threshold: float = 0.5
+    block: int = 32
+    ramp: int = 100
+    scheme: str = "systematic"
+    islands: int = 1
+    method: ClassVar[str] = "smc"
+
+    def __post_init__(self) -> None:
+        check_population(self.particles, self.threshold, self.block, self.scheme)
+        if self.ramp < 0:
+            raise ValueError(f"ramp must be ≥ 0 tokens, got {self.ramp}")
+        if self.islands < 1:
+            raise ValueError(f"islands must be at least 1, got {self.islands}")
+
+    @property
+    def annealed(self) -> PowerTarget:
+        """The target with the ramp in its schedule."""
+        if self.target.schedule or self.ramp == 0:
+            return self.target
+        tokens = min(self.ramp, self.target.horizon)
+        return replace(self.target, schedule=linear_ramp(self.target.alpha, tokens))
+
+    def run(self, chain: Chain) -> Run:
+        """All islands, then one answer."""
+        runs = []
+        for island in range(self.islands):
+            runs.append((yield from self.population(chain, "island", island)))
+        log_z = np.array([particles.log_z() for particles in runs])
+        share = np.exp(log_z - np.logaddexp.reduce(log_z))
+        u = chain.uniform(Purpose.SELECT, "island")
+        chosen = min(int(np.searchsorted(np.cumsum(share), u, side="right")), self.islands - 1)
+        particles = runs[chosen]
+        record = particles.draw(chain.uniform(Purpose.ANSWER, "island", chosen))
+        diagnostics = population_diagnostics(particles) | {
+            "log_z": float(np.logaddexp.reduce(log_z) - math.log(self.islands)),
+            "island_log_z": log_z.tolist(),
+            "island": chosen,
+        }
+        return Outcome(record, particles.trace, diagnostics)
+
+    def population(
+        self, chain: Chain, *labels: int | str, fixed: Record | None = None
+    ) -> Generator[Any, Any, Particles]:
+        """One run of N particles to the horizon. ``fixed`` is the retained trajectory of conditional SMC."""
+        target, n = self.annealed, self.particles
+        exponents = exponents_of(target)
+        empty = Record.empty(chain.prompt, len(exponents))
+        particles = Particles([empty] * n, np.zeros(n))
+        alpha = target.exponent(0)
+        for step, end in enumerate(block_ends(target, self.block)):
+            yield from advance(chain, particles, target, end, exponents, *labels, step, fixed=fixed)
+            alpha = target.alpha if end >= target.horizon else target.exponent(end)
+            ess = particles.ess
+            resampled = end < target.horizon and bool(particles.alive) and ess < self.threshold * n
+            line: dict[str, Any] = {
+                "position": end,
+                "alpha": alpha,
+                "ess": ess,
+                "alive": len(particles.alive),
+                "resampled": resampled,
+            }
+            if resampled:
+                chosen = self._ancestors(chain, particles, step, *labels, fixed=fixed is not None)
+                particles.resample(chosen)
+                line["ancestors"] = chosen
+                line["unique_ancestors"] = len(set(chosen))
+            particles.trace.append(line | {"log_z": particles.log_z()})
+            if not particles.alive:
+                break
+        catch_up(particles, target)
+        return particles
+
+    def _ancestors(self, chain: Chain, particles: Particles, step: int, *labels: int | str, fixed: bool) -> list[int]:
+        key = chain.key(*labels, "resample")
+        if not fixed:
+            return ancestors(particles.log_weights, self.scheme, key, step)
+        # Given that slot 0 keeps the retained trajectory, multinomial ancestors of the others stay independent.
+        return [0, *ancestors(particles.log_weights, "multinomial", key, step)[1:]]
+
+
+@dataclass(frozen=True)
+class ParticleMH:
+    """Particle-independent Metropolis–Hastings: propose a whole new SMC run, accept with min(1, Ẑ' / Ẑ).
+
+    smc: the run (its target is the target). moves: proposals after the first run. Exact for every N.
+    """
+
+    target: PowerTarget = field(default_factory=PowerTarget)
+    moves: int = 4
+    particles: int = 16
+    threshold: float = 0.5
+    block: int = 32
+    ramp: int = 100
+    scheme: str = "systematic"
+    method: ClassVar[str] = "pimh"
+
+    def __post_init__(self) -> None:
+        if self.moves < 1:
+            raise ValueError(f"moves must be at least 1, got {self.moves}")
+        self.smc  # noqa: B018 - checks the remaining settings
+
+    @property
+    def smc(self) -> PowerSMC:
+        """The proposal."""
+        return PowerSMC(self.target, self.particles, self.threshold, self.block, self.ramp, self.scheme)
+
+    @property
+    def planned_moves(self) -> int:
+        return self.moves
+
+    def run(self, chain: Chain) -> Run:
+        """A chain over runs."""
+        smc, trace = self.smc, Trace()
+        record: Record | None = None
+        log_z = -math.inf
+        for i in range(self.moves + 1):
+            particles = yield from smc.population(chain, "run", i)
+            candidate = particles.draw(chain.uniform(Purpose.ANSWER, "run", i))
+            proposed = particles.log_z()
+            accepted = record is None or math.log(chain.uniform(Purpose.ACCEPT, "run", i)) < proposed - log_z
+            if accepted:
+                record, log_z = candidate, proposed
+            assert record is not None
+            if i > 0:
+                chain.moved(accepted)
+                trace.append(
+                    {"accepted": accepted, "log_z": proposed, "length": len(record), "logp": record.total_logp}
+                )
+            chain.partial = lambda record=record: Outcome(record, list(trace), complete=False)
+        assert record is not None
+        return Outcome(record, trace, {"log_z": log_z})
+
+
+@dataclass(frozen=True)
+class ConditionalSMC:
+    """Conditional SMC: each move reruns the population around the current answer and draws a new one from it.
+
+    particles: N ≥ 2, the retained answer included; resampling is multinomial. The first answer is drawn from q. Exact
+    (p^α-invariant) for every N.
+    """
+
+    target: PowerTarget = field(default_factory=PowerTarget)
+    moves: int = 4
+    particles: int = 16
+    threshold: float = 0.5
+    block: int = 32
+    ramp: int = 0
+    method: ClassVar[str] = "csmc"
+
+    def __post_init__(self) -> None:
+        if self.particles < 2:
+            raise ValueError(f"particles must be at least 2 (one is the retained answer), got {self.particles}")
+        if self.moves < 1:
+            raise ValueError(f"moves must be at least 1, got {self.moves}")
+        self.smc  # noqa: B018 - checks the remaining settings
+
+    @property
+    def smc(self) -> PowerSMC:
+        """The population."""
+        return PowerSMC(self.target, self.particles, self.threshold, self.block, self.ramp, "multinomial")
+
+    @property
+    def planned_moves(self) -> int:
+        return self.moves
+
+    def run(self, chain: Chain) -> Run:
+        """A chain of answers."""
+        smc, trace = self.smc, Trace()
+        first = replace(smc, particles=1, ramp=smc.ramp)
+        x = (yield from first.population(chain, "start")).records[0]
+        for i in range(self.moves):
+            chain.partial = lambda x=x: Outcome(x, list(trace), complete=False)
+            particles = yield from smc.population(chain, "move", i, fixed=x)
+            y = particles.draw(chain.uniform(Purpose.ANSWER, "move", i))
+            moved = y.tokens != x.tokens
+            chain.moved(moved)
+            x = y
+            trace.append({"accepted": moved, "log_z": particles.log_z(), "length": len(x), "logp": x.total_logp})
+        return Outcome(x, trace)
+
+
+def check_population(particles: int, threshold: float, block: int, scheme: str) -> None:
+    """Settings that every population shares."""
+    if particles < 1:
+        raise ValueError(f"particles must be at least 1, got {particles}")
+    if not 0.0 < threshold <= 1.0:
+        raise ValueError(f"threshold must lie in (0, 1] (a share of the particles), got {threshold}")
+    if block < 1:
+        raise ValueError(f"block must be at least 1 token, got {block}")
+    if scheme not in SCHEMES:
+        raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}, got {scheme!r}")
+
+
+def population_diagnostics(particles: Particles) -> dict[str, Any]:
+    """Summary of one population's trace."""
+    return {
+        "ess": particles.ess,
+        "resamplings": sum(line["resampled"] for line in particles.trace),
+        "unique_answers": len({tuple(record.tokens) for record in particles.records}),
+    }
