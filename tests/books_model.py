@@ -1,0 +1,146 @@
+"""The books of the cache beside a model that a reader can check by eye: each sequence is a list of values.
+
+Every new token gets a value never used before and is written into the slot that the plan names. ``verify`` reads all
+sequences back through their page tables: a page written by two owners, a missing copy or a page given out twice shows
+as a wrong value. Needs only ``fastpower._C`` and numpy.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+
+from fastpower import _C
+
+
+class ModelledTable:
+    def __init__(self, num_pages: int, page_size: int) -> None:
+        self.table = _C.SequenceTable(num_pages, page_size)
+        self.page_size = page_size
+        self.memory = np.full(num_pages * page_size, -1, np.int64)
+        self.tokens: dict[int, list[int]] = {}
+        self.plans: dict[int, tuple] = {}  # id → (handles, slots, values, row of each value)
+        self.copies = 0  # made so far
+        self.values = itertools.count()
+        self.seen: set[int] = set()  # handles ever given out
+
+    # ------------------------------------------------------------------------------------------------- operations
+
+    def _register(self, handle: int, tokens: list[int]) -> int:
+        assert handle not in self.seen, f"handle {handle} was given out twice"
+        self.seen.add(handle)
+        self.tokens[handle] = tokens
+        return handle
+
+    def add(self) -> int:
+        return self._register(self.table.add(), [])
+
+    def fork(self, handles, lengths) -> list[int]:
+        free = self.table.free_pages
+        forks = [int(h) for h in self.table.fork_many(handles, lengths)]
+        assert self.table.free_pages == free, "a fork took pages"
+        for fork, parent, length in zip(forks, handles, lengths, strict=True):
+            self._register(fork, self.tokens[parent][:length])
+        return forks
+
+    def truncate(self, handles, lengths) -> None:
+        self.table.truncate_many(handles, lengths)
+        for handle, length in zip(handles, lengths, strict=True):
+            del self.tokens[handle][length:]
+
+    def free(self, handles) -> None:
+        self.table.free_many(handles)
+        for handle in handles:
+            del self.tokens[handle]
+
+    def reserve(self, handles, n_new) -> int:
+        """Opens a plan, makes its copies and writes its slots."""
+        free = self.table.free_pages
+        need = self.table.pages_needed(handles, n_new)
+        plan, slots, positions, source, target, tokens = self.table.reserve(handles, n_new)
+        assert self.table.free_pages == free - need
+        before = np.concatenate(
+            [np.arange(len(self.tokens[h]), len(self.tokens[h]) + n) for h, n in zip(handles, n_new, strict=True)]
+        )
+        assert positions.tolist() == before.tolist()
+        assert not set(source.tolist()) & set(target.tolist())
+        assert len(set(target.tolist())) == len(target)
+
+        written = set((slots // self.page_size).tolist()) | set(target.tolist())
+        rows = dict(zip(handles, np.split(slots // self.page_size, np.cumsum(n_new)[:-1]), strict=True))
+        for other in self.tokens:
+            own = set(rows[other].tolist()) if other in rows else set()
+            foreign = (written - own) & set(self.pages(other)[0])
+            assert not foreign - set(target.tolist()) or other in rows, f"plan writes pages {foreign} of {other}"
+            if other in rows:
+                assert not foreign, f"plan writes pages {foreign} of {other} for another row"
+
+        self.copies += len(source)
+        page = self.memory.reshape(-1, self.page_size)
+        for s, t, n in zip(source, target, tokens, strict=True):
+            page[t, :n] = page[s, :n]
+        values = np.fromiter(itertools.islice(self.values, len(slots)), np.int64, len(slots))
+        self.memory[slots] = values
+        self.plans[plan] = (list(handles), list(n_new), values)
+        return plan
+
+    def commit(self, plan: int) -> None:
+        handles, n_new, values = self.plans.pop(plan)
+        self.table.commit(plan)
+        for handle, new in zip(handles, np.split(values, np.cumsum(n_new)[:-1]), strict=True):
+            self.tokens[handle] += new.tolist()
+
+    def rollback(self, plan: int) -> None:
+        """The slots were written by ``reserve``: nothing of that may show afterwards."""
+        self.plans.pop(plan)
+        self.table.rollback(plan)
+
+    def append(self, handles, n_new) -> None:
+        self.commit(self.reserve(handles, n_new))
+
+    # ------------------------------------------------------------------------------------------------ inspection
+
+    def closed(self) -> list[int]:
+        """Sequences that are not rows of an open plan."""
+        busy = {handle for handles, _, _ in self.plans.values() for handle in handles}
+        return [handle for handle in self.tokens if handle not in busy]
+
+    def pages(self, handle: int) -> tuple[list[int], int]:
+        columns = self.table.max_pages([handle])
+        table, lengths = np.empty((1, columns), np.int32), np.empty(1, np.int32)
+        self.table.page_tables([handle], table, lengths)
+        return table[0].tolist(), int(lengths[0])
+
+    def snapshot(self) -> tuple:
+        """All that can be seen from outside."""
+        return {h: (self.table.length(h), self.pages(h)) for h in self.tokens}, self.table.stats()
+
+    def verify(self) -> None:
+        self.table.check()
+        held: list[int] = []
+        distinct: set[int] = set()
+        for handle, tokens in self.tokens.items():
+            pages, _ = self.pages(handle)
+            held += pages
+            assert self.table.length(handle) == len(tokens)
+            position = np.arange(len(tokens))
+            slots = np.asarray(pages, np.int64)[position // self.page_size] * self.page_size + position % self.page_size
+            assert self.memory[slots].tolist() == tokens, f"sequence {handle} does not read back its own tokens"
+            distinct.update(slots.tolist())
+        stats = self.table.stats()
+        assert stats["pages"] == stats["live_pages"] + stats["free_pages"]
+        assert stats["sequences"] == len(self.tokens) and stats["open_plans"] == len(self.plans)
+        assert stats["tokens"] == sum(map(len, self.tokens.values()))
+        assert stats["distinct_tokens"] == len(distinct)
+        if not self.plans:  # open plans hold the sources of their copies, too
+            assert stats["live_pages"] == len(set(held))
+            assert stats["shared_pages"] == sum(held.count(page) > 1 for page in set(held))
+
+    def drain(self) -> None:
+        """Closes and frees everything; every page must be free then."""
+        for plan in list(self.plans):
+            self.rollback(plan)
+        self.free(list(self.tokens))
+        self.verify()
+        assert self.table.free_pages == self.table.num_pages, "pages leaked"
