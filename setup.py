@@ -15,8 +15,18 @@ from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
 from setuptools import find_packages, setup
 
 # ISA variants are chosen at run time inside the sources (target attributes); never -march=native here.
-# No -ffast-math: bitwise reproducibility and -inf/NaN handling are part of the contract.
-compile_args = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wall", "-Wextra", "-pthread"]
+# No -ffast-math, no contraction of a * b + c wherever the optimiser likes: bitwise reproducibility and -inf/NaN
+# handling are part of the contract.
+compile_args = [
+    "-O3",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wextra",
+    "-pthread",
+]
 link_args = ["-pthread"]
 if os.environ.get("FASTPOWER_SANITIZE") == "1":
     sanitize = [

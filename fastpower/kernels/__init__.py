@@ -18,6 +18,7 @@ if not (Path(__file__).parent / "reference").exists() and (_checkout / "referenc
 
 from fastpower.kernels.dispatch import BACKENDS, Status, backends  # noqa: E402
 from fastpower.kernels.linear import PackedLinear, linear, pack_linear  # noqa: E402
+from fastpower.kernels.paging import append_kv, copy_pages, paged_attention  # noqa: E402
 from fastpower.kernels.sampling import TokenSamples, TokenScores, sample_tokens, score_tokens  # noqa: E402
 
 __all__ = [
@@ -26,9 +27,12 @@ __all__ = [
     "Status",
     "TokenSamples",
     "TokenScores",
+    "append_kv",
     "backends",
+    "copy_pages",
     "linear",
     "pack_linear",
+    "paged_attention",
     "sample_tokens",
     "score_tokens",
 ]

@@ -1,0 +1,261 @@
+#include "cpu/paged_attention.h"
+
+#include <algorithm>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cpu/isa.h"
+#include "cpu/paged_attention_task.h"
+#include "cpu/parallel.h"
+
+namespace fastpower {
+namespace {
+
+constexpr int64_t kTileRows = 96;  // query rows that share one pass over K and V: their state fits into L2
+constexpr int64_t kPackCost = 6;   // fetching and packing a key costs about as much as this many rows of work
+constexpr int64_t kTasksPerThread = 4;
+constexpr int64_t kMinTaskCost = 2048;  // in keys x rows, ~20 us
+constexpr int64_t kManyQueries = 16;    // queries per sequence that already share their own reads well
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+std::string at(const char* name, int64_t i) { return std::string(name) + "[" + std::to_string(i) + "]"; }
+
+// The part of the work that tasks are cut from: query tokens of one sequence, or of all sequences of a group.
+struct Tile {
+  int64_t token, tokens, sequence;
+  int64_t begin, end;     // splits
+  int64_t first_end = 0;  // splits below it are folded into record 0
+  int64_t records = 0;    // per token, counting those of the group
+  int64_t cut_cost = 0;  // cost that decides into how many tasks it is cut: the same for all tiles of a group
+  bool shared = false;   // splits of a group's shared run
+  bool after_shared = false;  // a sequence's own splits behind such a run
+};
+
+// Memory that grows and is not cleared, aligned to a cache line.
+class Buffer {
+ public:
+  float* reserve(int64_t floats) {
+    if (floats > size_) {
+      memory_.reset(new float[floats + 16]);
+      size_ = floats;
+    }
+    const uintptr_t address = reinterpret_cast<uintptr_t>(memory_.get());
+    return reinterpret_cast<float*>((address + 63) / 64 * 64);
+  }
+
+ private:
+  std::unique_ptr<float[]> memory_;
+  int64_t size_ = 0;
+};
+
+class Plan {
+ public:
+  explicit Plan(const PagedAttention& a)
+      : a_(a), position_(a.tokens), record_start_(a.tokens), shared_splits_(a.sequences) {
+    for (int64_t s = 0; s < a.sequences; ++s)
+      for (int64_t t = a.query_starts[s]; t < a.query_starts[s + 1]; ++t)
+        position_[t] = a.lengths[s] - (a.query_starts[s + 1] - t);
+    rows_per_token_ = a.q_heads / a.kv_heads;
+    tile_tokens_ = std::max<int64_t>(1, kTileRows / rows_per_token_);
+    add_shared_tiles();
+    add_own_tiles();
+    cut();
+  }
+
+  void run(const AttentionKernel& kernel) {
+    static thread_local Buffer records;
+    const int64_t record_size = padded_dim(a_.head_dim) + 16;
+    const AttentionCall call{&a_, position_.data(), record_start_.data(),
+                             records.reserve(records_ * a_.q_heads * record_size), record_size};
+    parallel_for(tasks_.size(), [&](int64_t i) { kernel.run(call, tasks_[i]); });
+    parallel_for(folds_.size(), [&](int64_t i) {
+      const Tile& tile = *folds_[i];
+      kernel.fold(call, tile.token, tile.tokens, tile.records);
+    });
+  }
+
+ private:
+  int64_t first_seen(int64_t token) const {
+    return a_.window > 0 ? std::max<int64_t>(0, position_[token] - a_.window + 1) : 0;
+  }
+
+  // A run is read once for its group when every token sees into it and no sequence brings so many queries
+  // that its own tiles amortise the reads already. Only whole splits can be shared: the split that the run
+  // ends in belongs to each sequence, so that its sums are the same without sharing.
+  void add_shared_tiles() {
+    for (int64_t g = 0; g < a_.groups; ++g) {
+      const int64_t s0 = a_.shared_starts[g], s1 = a_.shared_starts[g + 1];
+      const int64_t splits = a_.shared_pages[g] * a_.page_size / kSplit;
+      const int64_t t0 = a_.query_starts[s0], t1 = a_.query_starts[s1];
+      if (splits == 0 || s1 - s0 < 2 || t1 - t0 > kManyQueries * (s1 - s0)) continue;
+      int64_t begin = splits, last_begin = 0;
+      for (int64_t t = t0; t < t1; ++t) {
+        begin = std::min(begin, first_seen(t) / kSplit);
+        last_begin = std::max(last_begin, first_seen(t) / kSplit);
+      }
+      if (last_begin >= splits) continue;
+      for (int64_t s = s0; s < s1; ++s) shared_splits_[s] = splits;
+      for (int64_t t = t0; t < t1; t += tile_tokens_) {
+        Tile tile{t, std::min(tile_tokens_, t1 - t), s0, begin, splits};
+        tile.cut_cost = cost(begin, splits, std::min(tile_tokens_, t1 - t0));
+        tile.shared = true;
+        tiles_.push_back(tile);
+      }
+    }
+  }
+
+  void add_own_tiles() {
+    for (int64_t s = 0; s < a_.sequences; ++s) {
+      for (int64_t t = a_.query_starts[s]; t < a_.query_starts[s + 1]; t += tile_tokens_) {
+        Tile tile{t, std::min<int64_t>(tile_tokens_, a_.query_starts[s + 1] - t), s, 0, 0};
+        tile.begin = std::max(shared_splits_[s], first_seen(t) / kSplit);
+        tile.end = position_[t + tile.tokens - 1] / kSplit + 1;
+        tile.cut_cost = cost(tile.begin, tile.end, tile.tokens);
+        tile.after_shared = shared_splits_[s] > 0;
+        tiles_.push_back(tile);
+      }
+    }
+  }
+
+  int64_t cost(int64_t begin, int64_t end, int64_t tokens) const {
+    return (end - begin) * kSplit * (tokens * rows_per_token_ + kPackCost);
+  }
+
+  // Tiles become tasks, one per key/value head, cut along the splits only as far as the threads need it.
+  void cut() {
+    int64_t total = 0;
+    for (const Tile& tile : tiles_) total += tile.cut_cost * a_.kv_heads;
+    const int64_t threads = num_threads();
+    const int64_t limit =
+        threads == 1 ? total + 1 : std::max(kMinTaskCost, total / (threads * kTasksPerThread));
+    std::vector<int64_t> first_end(a_.tokens, 0);  // of the group that a token is in
+    for (Tile& tile : tiles_) {
+      const int64_t splits = tile.end - tile.begin;
+      const int64_t per_task = ceil_div(splits, std::min(splits, ceil_div(tile.cut_cost, limit)));
+      if (tile.after_shared) {
+        tile.first_end = first_end[tile.token];
+      } else {
+        tile.first_end = tile.begin + per_task;
+      }
+      if (tile.shared)
+        std::fill_n(first_end.begin() + tile.token, tile.tokens, tile.first_end);
+      else
+        place_records(&tile, splits <= per_task);
+      for (int64_t begin = tile.begin; begin < tile.end; begin += per_task)
+        for (int64_t head = 0; head < a_.kv_heads; ++head) {
+          tasks_.push_back({tile.token, tile.tokens, tile.sequence, head, begin,
+                            std::min(tile.end, begin + per_task),
+                            /*record_base=*/tile.first_end - 1,
+                            /*first=*/!tile.after_shared && begin == tile.begin,
+                            /*whole=*/tile.records == 0 && !tile.shared});
+        }
+    }
+    // Longest first, so that no thread is left with a long task at the end.
+    std::stable_sort(tasks_.begin(), tasks_.end(), [&](const AttentionTask& x, const AttentionTask& y) {
+      return cost(x.begin, x.end, x.tokens) > cost(y.begin, y.end, y.tokens);
+    });
+  }
+
+  void place_records(Tile* tile, bool uncut) {
+    if (uncut && !tile->after_shared) return;
+    tile->records = 1 + tile->end - tile->first_end;
+    for (int64_t i = 0; i < tile->tokens; ++i) record_start_[tile->token + i] = records_ + i * tile->records;
+    records_ += tile->tokens * tile->records;
+    folds_.push_back(tile);
+  }
+
+  const PagedAttention& a_;
+  std::vector<int32_t> position_;
+  std::vector<int64_t> record_start_;
+  std::vector<int64_t> shared_splits_;  // per sequence
+  std::vector<Tile> tiles_;
+  std::vector<AttentionTask> tasks_;
+  std::vector<const Tile*> folds_;
+  int64_t records_ = 0, rows_per_token_ = 1, tile_tokens_ = 1;
+};
+
+const AttentionKernel& kernel() {
+#if defined(__x86_64__)
+  switch (active_isa()) {
+    case Isa::avx512_bf16:
+    case Isa::avx512:
+      return avx512::attention_kernel;
+    case Isa::avx2:
+      return avx2::attention_kernel;
+    case Isa::portable:
+      break;
+  }
+#endif
+  return portable::attention_kernel;
+}
+
+void check_group(const PagedAttention& a, int64_t g) {
+  const int64_t s0 = a.shared_starts[g], s1 = a.shared_starts[g + 1], pages = a.shared_pages[g];
+  if (s0 < 0 || s1 < s0 || s1 > a.sequences)
+    throw std::invalid_argument("paged_attention: shared starts must not decrease and lie in 0 to " +
+                                std::to_string(a.sequences) + ", got " + std::to_string(s0) + " and " +
+                                std::to_string(s1) + " for group " + std::to_string(g));
+  if (pages < 0 || pages > a.max_pages)
+    throw std::out_of_range("paged_attention: shared pages of group " + std::to_string(g) + " is " +
+                            std::to_string(pages) + ", but page_table has " + std::to_string(a.max_pages) +
+                            " columns");
+  for (int64_t s = s0; s < s1; ++s) {
+    const int64_t first_query = a.lengths[s] - (a.query_starts[s + 1] - a.query_starts[s]);
+    if (pages * a.page_size > first_query)
+      throw std::invalid_argument("paged_attention: group " + std::to_string(g) + " shares " +
+                                  std::to_string(pages) + " pages, but sequence " + std::to_string(s) +
+                                  " has a query at position " + std::to_string(first_query) +
+                                  " inside them; share full pages before every query");
+    if (!std::equal(a.page_table + s0 * a.table_stride, a.page_table + s0 * a.table_stride + pages,
+                    a.page_table + s * a.table_stride))
+      throw std::invalid_argument("paged_attention: sequences " + std::to_string(s0) + " and " +
+                                  std::to_string(s) + " of group " + std::to_string(g) +
+                                  " differ in their first " + std::to_string(pages) + " page_table entries");
+  }
+}
+
+}  // namespace
+
+float* attention_scratch(int64_t floats) {
+  static thread_local Buffer buffer;
+  return buffer.reserve(floats);
+}
+
+void check_attention(const PagedAttention& a) {
+  if (a.query_starts[0] != 0 || a.query_starts[a.sequences] != a.tokens)
+    throw std::invalid_argument("paged_attention: query_starts must go from 0 to the number of queries " +
+                                std::to_string(a.tokens) + ", got " + std::to_string(a.query_starts[0]) +
+                                " to " + std::to_string(a.query_starts[a.sequences]));
+  for (int64_t s = 0; s < a.sequences; ++s) {
+    const int64_t queries = int64_t{a.query_starts[s + 1]} - a.query_starts[s], length = a.lengths[s];
+    if (queries < 0)
+      throw std::invalid_argument("paged_attention: query_starts must not decrease, " +
+                                  at("query_starts", s + 1) + " does");
+    if (length < queries)
+      throw std::invalid_argument("paged_attention: " + at("lengths", s) + " is " + std::to_string(length) +
+                                  ", less than the sequence's " + std::to_string(queries) +
+                                  " queries; lengths count them (append K/V first)");
+    const int64_t pages = ceil_div(length, a.page_size);
+    if (pages > a.max_pages)
+      throw std::invalid_argument("paged_attention: " + at("lengths", s) + " is " + std::to_string(length) +
+                                  ", but page_table has " + std::to_string(a.max_pages) + " pages of " +
+                                  std::to_string(a.page_size) + " tokens for it");
+    const int32_t* table = a.page_table + s * a.table_stride;
+    for (int64_t p = 0; p < pages; ++p)
+      if (table[p] < 0 || table[p] >= a.num_pages)
+        throw std::out_of_range("paged_attention: " + at("page_table", s) + "[" + std::to_string(p) +
+                                "] is " + std::to_string(table[p]) + ", but the cache has pages 0 to " +
+                                std::to_string(a.num_pages - 1));
+  }
+  for (int64_t g = 0; g < a.groups; ++g) check_group(a, g);
+}
+
+void paged_attention(const PagedAttention& a) {
+  check_attention(a);
+  if (a.tokens > 0) Plan(a).run(kernel());
+}
+
+}  // namespace fastpower

@@ -1,0 +1,23 @@
+// paged_attention for avx2: see paged_attention_kernel.inl.
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "cpu/dtype.h"
+#include "cpu/paged_attention_task.h"
+
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+
+namespace fastpower::avx2 {
+namespace {
+#include "cpu/attention_simd_avx2.inl"
+}
+#include "cpu/paged_attention_kernel.inl"
+}  // namespace fastpower::avx2
+
+#pragma GCC pop_options
+#endif

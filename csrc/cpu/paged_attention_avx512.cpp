@@ -1,0 +1,25 @@
+// paged_attention for avx512: see paged_attention_kernel.inl.
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "cpu/dtype.h"
+#include "cpu/paged_attention_task.h"
+
+// GCC 12 warns about the deliberately undefined operands inside its own intrinsics.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+
+namespace fastpower::avx512 {
+namespace {
+#include "cpu/attention_simd_avx512.inl"
+}
+#include "cpu/paged_attention_kernel.inl"
+}  // namespace fastpower::avx512
+
+#pragma GCC pop_options
+#endif

@@ -1,0 +1,14 @@
+// paged_attention for portable: see paged_attention_kernel.inl.
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "cpu/dtype.h"
+#include "cpu/paged_attention_task.h"
+
+namespace fastpower::portable {
+namespace {
+#include "cpu/attention_simd_portable.inl"
+}
+#include "cpu/paged_attention_kernel.inl"
+}  // namespace fastpower::portable

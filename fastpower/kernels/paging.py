@@ -1,0 +1,255 @@
+"""Operators on paged keys and values: ``append_kv``, ``copy_pages``, ``paged_attention``.
+
+A layer's cache is two tensors (num_pages, page_size, kv_heads, head_dim); ``copy_pages`` takes those of all layers at
+once, (layers, num_pages, …). A slot is page * page_size + offset. A page is contiguous in memory; pages and layers may
+have any stride.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastpower.kernels.arguments import FLOATS, check_tensor
+from fastpower.kernels.dispatch import compiling, pick, register, resolve
+
+_I32, _I64 = (torch.int32,), (torch.int64,)
+
+
+def append_kv(
+    key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor, *, backend: str = "auto"
+) -> None:
+    """Write the keys and values of new tokens into their slots, in place.
+
+    Args:
+        key, value: (N, Hkv, D), float32, bfloat16 or float16, any strides.
+        k_cache, v_cache: (num_pages, page_size, Hkv, D) of the same dtype. Written at ``slots`` only.
+        slots: (N,) int64, distinct. -1 drops its token, so that a batch can be padded to a fixed size.
+
+    Values are checked on the host only; nothing is written if a check fails.
+
+    Raises:
+        TypeError: a wrong dtype. ValueError: a wrong shape, layout or device, a slot given twice. IndexError: a slot
+        outside the cache. BackendUnavailable: the backend cannot run here.
+    """
+    (_append_kv_op if compiling() else _append_kv)(key, value, k_cache, v_cache, slots, backend)
+
+
+def copy_pages(
+    k_cache: Tensor, v_cache: Tensor, source: Tensor, target: Tensor, tokens: Tensor, *, backend: str = "auto"
+) -> None:
+    """Copy the first ``tokens[i]`` slots of page ``source[i]`` to page ``target[i]`` in all layers, in place.
+
+    Args:
+        k_cache, v_cache: (layers, num_pages, page_size, Hkv, D), float32, bfloat16 or float16.
+        source, target, tokens: (C,) int64. Targets are distinct and no target is a source, so that the copies can run
+            in any order; tokens in [0, page_size].
+
+    Values are checked on the host only; nothing is written if a check fails.
+
+    Raises:
+        TypeError: a wrong dtype. ValueError: a wrong shape, layout or device, overlapping copies. IndexError: a page
+        or a number of tokens out of range. BackendUnavailable: the backend cannot run here.
+    """
+    (_copy_pages_op if compiling() else _copy_pages)(k_cache, v_cache, source, target, tokens, backend)
+
+
+def paged_attention(
+    query: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    page_table: Tensor,
+    query_starts: Tensor,
+    lengths: Tensor,
+    *,
+    scale: float | None = None,
+    window: int = 0,
+    softcap: float = 0.0,
+    shared: tuple[Tensor, Tensor] | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Causal attention of ragged queries (decode, chunked prefill, both mixed) over paged keys and values.
+
+    Sequence s owns queries query_starts[s] … query_starts[s+1] - 1, which are its last tokens: with n of them, query i
+    sits at position lengths[s] - n + i and sees positions <= its own, and > its own - window if window > 0. K/V of all
+    lengths[s] tokens are in the cache already. Query head h reads key/value head h // (Hq // Hkv).
+
+    Args:
+        query: (N, Hq, D), float32, bfloat16 or float16; Hq a multiple of Hkv; D a multiple of 8, at most 256.
+        k_cache, v_cache: (num_pages, page_size, Hkv, D) of the same dtype.
+        page_table: (S, max_pages) int32; only the entries that lengths[s] needs are looked at.
+        query_starts: (S+1,) int32, from 0 to N, not decreasing. lengths: (S,) int32.
+        scale: multiplies q.k; D**-0.5 if None.
+        window: 0 for none.
+        softcap: > 0 makes scores softcap * tanh(score / softcap), after scaling.
+        shared: (starts (G+1,) int32, pages (G,) int32): the sequences starts[g] … starts[g+1] - 1 have their first
+            pages[g] page-table entries in common, full pages before every query, and a backend may read those once for
+            all of them. A hint: it changes time, never a bit of the result.
+
+    Returns (N, Hq, D), contiguous, of the query's dtype. A row's bits do not depend on the other rows, on how many of
+    its sequence's queries are in this call, on the pages' numbers, on ``shared`` or on the number of threads (they do
+    depend on the backend and, for the CPU, on the instruction set). Values are checked on the host only.
+
+    Raises:
+        TypeError: a wrong dtype. ValueError: a wrong shape, layout, device or parameter, fewer tokens than queries, a
+        group that does not share what it claims. IndexError: a page outside the cache. BackendUnavailable: the backend
+        cannot run here.
+    """
+    starts, pages = (None, None) if shared is None else shared
+    scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
+    call = _paged_attention_op if compiling() else _paged_attention
+    result: Tensor = call(
+        query,
+        k_cache,
+        v_cache,
+        page_table,
+        query_starts,
+        lengths,
+        scale,
+        window,
+        float(softcap),
+        starts,
+        pages,
+        backend,
+    )
+    return result
+
+
+def _append_kv(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor, backend: str) -> None:
+    op = "append_kv"
+    check_tensor(op, "key", key, FLOATS, ("N", "Hkv", "D"))
+    device = key.device
+    check_tensor(op, "value", value, (key.dtype,), key.shape, device)
+    _check_caches(op, k_cache, v_cache, ("pages", "page_size", *key.shape[1:]), key.dtype, device)
+    check_tensor(op, "slots", slots, _I64, key.shape[:1], device)
+    run = resolve(op, backend, device)
+    if device.type == "cpu" and pick(backend, device) != "cpu":  # the C++ kernels check values themselves
+        slots = slots.contiguous()
+        _native().check_slots(slots.data_ptr(), slots.shape[0], k_cache.shape[0], k_cache.shape[1])
+    run(key, value, k_cache, v_cache, slots)
+
+
+def _copy_pages(k_cache: Tensor, v_cache: Tensor, source: Tensor, target: Tensor, tokens: Tensor, backend: str) -> None:
+    op = "copy_pages"
+    check_tensor(op, "k_cache", k_cache, FLOATS, ("layers", "pages", "page_size", "Hkv", "D"))
+    device = k_cache.device
+    _check_caches(op, k_cache, v_cache, k_cache.shape, k_cache.dtype, device)
+    check_tensor(op, "source", source, _I64, ("C",), device)
+    check_tensor(op, "target", target, _I64, source.shape, device)
+    check_tensor(op, "tokens", tokens, _I64, source.shape, device)
+    run = resolve(op, backend, device)
+    if device.type == "cpu" and pick(backend, device) != "cpu":
+        source, target, tokens = source.contiguous(), target.contiguous(), tokens.contiguous()
+        addresses = source.data_ptr(), target.data_ptr(), tokens.data_ptr()
+        _native().check_copies(*addresses, source.shape[0], k_cache.shape[1], k_cache.shape[2])
+    run(k_cache, v_cache, source, target, tokens)
+
+
+def _paged_attention(
+    query: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    page_table: Tensor,
+    query_starts: Tensor,
+    lengths: Tensor,
+    scale: float,
+    window: int,
+    softcap: float,
+    shared_starts: Tensor | None,
+    shared_pages: Tensor | None,
+    backend: str,
+) -> Tensor:
+    op = "paged_attention"
+    check_tensor(op, "query", query, FLOATS, ("N", "Hq", "D"))
+    device, (_, heads, dim) = query.device, query.shape
+    _check_caches(op, k_cache, v_cache, ("pages", "page_size", "Hkv", dim), query.dtype, device)
+    check_tensor(op, "lengths", lengths, _I32, ("S",), device)
+    check_tensor(op, "query_starts", query_starts, _I32, (lengths.shape[0] + 1,), device)
+    check_tensor(op, "page_table", page_table, _I32, (lengths.shape[0], "max_pages"), device)
+    if dim % 8 or not 0 < dim <= 256:
+        raise ValueError(f"{op}: head_dim must be a multiple of 8, at most 256, got {dim}; pad the heads with zeros")
+    if heads % max(1, k_cache.shape[2]) or heads < k_cache.shape[2] or k_cache.shape[2] == 0:
+        raise ValueError(f"{op}: query heads must be a multiple of key/value heads, got {heads} and {k_cache.shape[2]}")
+    if not math.isfinite(scale):
+        raise ValueError(f"{op}: scale must be finite, got {scale}")
+    if window < 0:
+        raise ValueError(f"{op}: window must be >= 0 (0 = none), got {window}")
+    if not (math.isfinite(softcap) and softcap >= 0):
+        raise ValueError(f"{op}: softcap must be finite and >= 0 (0 = none), got {softcap}")
+    shared = None
+    if shared_starts is not None or shared_pages is not None:
+        if shared_starts is None or shared_pages is None:
+            raise ValueError(f"{op}: shared needs both (starts, pages), got only one")
+        check_tensor(op, "shared pages", shared_pages, _I32, ("G",), device)
+        check_tensor(op, "shared starts", shared_starts, _I32, (shared_pages.shape[0] + 1,), device)
+        shared = (shared_starts, shared_pages)
+    run = resolve(op, backend, device)
+    tensors = (query, k_cache, v_cache, page_table, query_starts, lengths)
+    if device.type == "cpu" and pick(backend, device) != "cpu":
+        resolve(op, "cpu", device)(*tensors, shared=shared, check_only=True)
+    result: Tensor = run(*tensors, scale=scale, window=window, softcap=softcap, shared=shared)
+    return result
+
+
+def _check_caches(
+    op: str,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    shape: tuple[int | str, ...] | torch.Size,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> None:
+    check_tensor(op, "k_cache", k_cache, (dtype,), shape, device)
+    check_tensor(op, "v_cache", v_cache, (dtype,), k_cache.shape, device)
+    sizes = page_size, heads, dim = k_cache.shape[-3:]
+    dense = (heads * dim, dim, 1)
+    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
+        strides = cache.stride()[-3:]
+        if page_size == 0 or any(n > 1 and have != want for n, have, want in zip(sizes, strides, dense, strict=True)):
+            raise ValueError(
+                f"{op}: {name} needs contiguous pages (page_size, Hkv, D) of at least one token, "
+                f"got shape {tuple(cache.shape)} and strides {cache.stride()}"
+            )
+
+
+def _native() -> Any:
+    from fastpower import _C
+
+    return _C
+
+
+def _fake_append_kv(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor, backend: str) -> None:
+    pass
+
+
+def _fake_copy_pages(
+    k_cache: Tensor, v_cache: Tensor, source: Tensor, target: Tensor, tokens: Tensor, backend: str
+) -> None:
+    pass
+
+
+def _fake_paged_attention(query: Tensor, *_: object) -> Tensor:
+    return query.new_empty(query.shape)
+
+
+_append_kv_op = register(
+    "append_kv(Tensor key, Tensor value, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor slots, str backend) -> ()",
+    _append_kv,
+    _fake_append_kv,
+)
+_copy_pages_op = register(
+    "copy_pages(Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor source, Tensor target, Tensor tokens, str backend) "
+    "-> ()",
+    _copy_pages,
+    _fake_copy_pages,
+)
+_paged_attention_op = register(
+    "paged_attention(Tensor query, Tensor k_cache, Tensor v_cache, Tensor page_table, Tensor query_starts, "
+    "Tensor lengths, float scale, int window, float softcap, Tensor? shared_starts, Tensor? shared_pages, "
+    "str backend) -> Tensor",
+    _paged_attention,
+    _fake_paged_attention,
+)
