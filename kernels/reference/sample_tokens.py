@@ -77,7 +77,7 @@ def sample_tokens(logits, alpha, exponents, rows, keys, positions, exclude=None)
     exclude = torch.full_like(rows, -1) if exclude is None else exclude
     token = torch.full_like(rows, -1)
     alive = (status[rows] == 0).nonzero()[:, 0]
-    for part in alive.split(max(1, (1 << 24) // max(1, logits.shape[1]))):  # bounds the memory of many draws
+    for part in alive.split(max(1, (1 << 20) // logits.shape[1])):  # bounds the memory of many draws
         row = rows[part]
         token[part] = draw(logits[row].double(), alpha[row].double(), u0[part], u1[part], exclude[part])
     exhausted = torch.zeros_like(status).index_fill(0, rows[alive][token[alive] < 0], EXHAUSTED)

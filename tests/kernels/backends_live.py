@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 
 from fastpower import _C
-from fastpower.kernels import backends
+from fastpower.kernels import backends, sample_tokens, score_tokens
 
 
 class Way(NamedTuple):
@@ -41,3 +41,17 @@ def ways(isas=("portable", "avx2", "avx512")):
     if torch.cuda.is_available():
         found += [Way(name, "cuda") for name in ("triton", "cuda") if backends()[name] is None]
     return found
+
+
+def sample(case, way):
+    """``sample_tokens`` run that way, results on the CPU."""
+    result = sample_tokens(*case.to(way.device), backend=way.backend)
+    return type(result)(*(x.cpu() for x in result))
+
+
+def score(logits, tokens, exponents, way):
+    """``score_tokens`` run that way, results on the CPU."""
+    result = score_tokens(
+        logits.to(way.device), tokens.to(way.device), torch.tensor(exponents, device=way.device), backend=way.backend
+    )
+    return type(result)(*(x.cpu() for x in result))

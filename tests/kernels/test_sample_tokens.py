@@ -5,55 +5,13 @@ import math
 import pytest
 import torch
 
-from fastpower import _C
-from fastpower.kernels import Status, sample_tokens, score_tokens
-from tests.kernels.backends_live import Way, instruction_sets, ways
+from fastpower.kernels import Status
+from tests.kernels.backends_live import Way, instruction_sets, sample, score
 from tests.kernels.sampling_inputs import KINDS, VOCABS, make_case, make_logits
 
 ATOL = 2e-5  # |error| of logp, logz and entropy against the float64 reference, besides the rounding of the result
 ULP = 2.0**-23
-WAYS = ways()
-FAST = [way for way in WAYS if way.backend != "reference"]
 EXPONENTS = (1.0, 1.5, 4.0, 16.0, 0.25, 3.0)
-
-
-@pytest.fixture(autouse=True)
-def _poison():
-    """torch.empty returns NaN (floats) and the largest value (integers), so that an output left unwritten shows."""
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-@pytest.fixture(params=WAYS, ids=str)
-def way(request):
-    with request.param.active() as active:
-        yield active
-
-
-@pytest.fixture(params=FAST, ids=str)
-def fast(request):
-    with request.param.active() as active:
-        yield active
-
-
-@pytest.fixture
-def threads():
-    yield _C.set_num_threads
-    _C.set_num_threads(2)
-
-
-def sample(case, way):
-    result = sample_tokens(*case.to(way.device), backend=way.backend)
-    return type(result)(*(x.cpu() for x in result))
-
-
-def score(logits, tokens, exponents, way):
-    result = score_tokens(
-        logits.to(way.device), tokens.to(way.device), torch.tensor(exponents, device=way.device), backend=way.backend
-    )
-    return type(result)(*(x.cpu() for x in result))
 
 
 def assert_close(value, reference):
