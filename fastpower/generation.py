@@ -72,16 +72,18 @@ def stream(
     if isinstance(prompts, str):
         prompts = [prompts]
     jobs = plan(language_model, prompts, sampler, seed=seed, chains=chains, prompt_ids=prompt_ids)
-    yield from _stream(language_model, jobs, max_rows, progress, scheduler_options)
+    yield from run_jobs(language_model, jobs, max_rows=max_rows, progress=progress, **scheduler_options)
 
 
-def _stream(
+def run_jobs(
     model: LanguageModel,
     jobs: Sequence[Job],
-    max_rows: int,
-    progress: bool | Callable[[Scheduler], None],
-    options: dict[str, Any],
+    *,
+    max_rows: int = 64,
+    progress: bool | Callable[[Scheduler], None] = False,
+    **options: Any,
 ) -> Iterator[Result]:
+    """Results of jobs as they finish. An error of one job is raised when all others are finished."""
     show = Progress(jobs) if progress is True else None
     on_step = show.update if show is not None else (progress if callable(progress) else None)
     scheduler = Scheduler(model.decoder, max_rows=max_rows, on_step=on_step, **options)
@@ -142,7 +144,7 @@ def generate(
     order = {(str(job.prompt_id), job.chain): i for i, job in enumerate(jobs)}
     found: list[Result] = []
     try:
-        for result in _stream(language_model, jobs, max_rows, progress, scheduler_options):
+        for result in run_jobs(language_model, jobs, max_rows=max_rows, progress=progress, **scheduler_options):
             found.append(result)
     except Exception as error:
         error.results = Results(found)  # type: ignore[attr-defined]

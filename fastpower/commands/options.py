@@ -25,13 +25,20 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
 
 
-def add_sampler_arguments(parser: argparse.ArgumentParser, *, method: bool = True) -> None:
+def add_sampler_arguments(parser: argparse.ArgumentParser, *, method: bool = True, task_defaults: bool = False) -> None:
+    """``task_defaults``: alpha and the horizon are None unless given, and their help says that the task decides."""
     group = parser.add_argument_group("sampler")
     if method:
         group.add_argument("--method", default="mh", help="mh (default), plain, low_temperature, …")
-    group.add_argument("--alpha", type=float, default=4.0, help="exponent of p^alpha (default 4)")
+    alpha, horizon = (None, None) if task_defaults else (4.0, 512)
+    says = {value: "the task's" if task_defaults else f"{value:g}" for value in (4, 512)}
+    group.add_argument("--alpha", type=float, default=alpha, help=f"exponent of p^alpha (default {says[4]})")
     group.add_argument(
-        "--max-new-tokens", type=int, default=512, metavar="T", help="horizon, part of the target (default 512)"
+        "--max-new-tokens",
+        type=int,
+        default=horizon,
+        metavar="T",
+        help=f"horizon, part of the target (default {says[512]})",
     )
     group.add_argument("--block", type=int, metavar="B", help="tokens per stage (default T/16)")
     group.add_argument("--moves", type=int, metavar="N", help="moves per stage (default 10)")

@@ -100,7 +100,7 @@ class AuxiliaryParticles:
         """One population, one answer."""
         particles = yield from self.population(chain)
         record = particles.draw(chain.uniform(Purpose.ANSWER, "apps"))
-        diagnostics = population_diagnostics(particles) | {"log_z": particles.log_z()}
+        diagnostics = population_diagnostics(particles, record) | {"log_z": particles.log_z()}
         return Outcome(record, particles.trace, diagnostics, exact=False)
 
     def population(self, chain: Chain) -> Generator[Any, Any, Particles]:

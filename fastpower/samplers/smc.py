@@ -74,7 +74,7 @@ class PowerSMC:
         chosen = min(int(np.searchsorted(np.cumsum(share), u, side="right")), self.islands - 1)
         particles = runs[chosen]
         record = particles.draw(chain.uniform(Purpose.ANSWER, "island", chosen))
-        diagnostics = population_diagnostics(particles) | {
+        diagnostics = population_diagnostics(particles, record) | {
             "log_z": float(np.logaddexp.reduce(log_z) - math.log(self.islands)),
             "island_log_z": log_z.tolist(),
             "island": chosen,
@@ -234,9 +234,11 @@ def check_population(particles: int, threshold: float, block: int, scheme: str) 
         raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}, got {scheme!r}")
 
 
-def population_diagnostics(particles: Particles) -> dict[str, Any]:
-    """Summary of one population's trace."""
+def population_diagnostics(particles: Particles, answer: Record) -> dict[str, Any]:
+    """Summary of one population's trace; ``particle`` is the slot of the answer."""
     return {
+        "particles": len(particles),
+        "particle": next(i for i, record in enumerate(particles.records) if record is answer),
         "ess": particles.ess,
         "resamplings": sum(line["resampled"] for line in particles.trace),
         "unique_answers": len({tuple(record.tokens) for record in particles.records}),

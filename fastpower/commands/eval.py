@@ -1,0 +1,154 @@
+"""``fastpower eval``: methods over a task into a run folder; the same command resumes it and shows it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastpower.commands.configuration import add_config
+from fastpower.commands.options import add_model_arguments, add_sampler_arguments, load_from
+
+if TYPE_CHECKING:
+    from fastpower.evaluate.evaluation import Evaluation
+    from fastpower.evaluate.items import Engine
+
+EPILOG = """\
+examples:
+  fastpower eval --task math_mini --methods plain,low_temperature,mh --out runs/mini
+  fastpower eval --task math500 --data math500.json --n 20 --methods "plain,mh(moves=4)" --out runs/math
+  fastpower eval --task reasoning_gym:chain_sum --task-options min_terms=2,max_terms=2 --out runs/sums
+  fastpower eval --report runs/math                       the table again, and runs/math/report.html
+
+The same command on the same --out goes on where it stopped; a folder that holds other settings is refused.
+Tasks: aime, arithmetic, gpqa, gsm8k, humaneval, math500, math_mini, reasoning_gym:NAME.
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser(
+        "eval",
+        help="compare methods on a task",
+        description="Run methods over a task's problems, grade the answers, and compare.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--report", metavar="RUN", help="only show a run folder: table and RUN/report.html")
+    parser.add_argument("--out", metavar="RUN", help="run folder; created, or resumed if it holds the same settings")
+    group = parser.add_argument_group("task")
+    group.add_argument("--task", help="see the end of this help")
+    group.add_argument("--data", metavar="PATH", help="the task's problems: .json, .jsonl, .csv, .parquet (.gz)")
+    group.add_argument("--task-options", metavar="K=V,…", help="options of the task, such as min_terms=2,max_terms=2")
+    group.add_argument("--skip-bad-lines", action="store_true", help="leave malformed lines of data out with a warning")
+    group.add_argument("--n", type=int, metavar="N", help="the first N problems (default: all)")
+    group.add_argument("--chains", type=int, default=1, metavar="K", help="answers per problem and method (default 1)")
+    group.add_argument(
+        "--methods",
+        default="plain,low_temperature,mh",
+        help='names with settings: "plain,mh(moves=4)"; first = baseline',
+    )
+    group.add_argument(
+        "--match-best-of-n",
+        action="store_true",
+        help="also draw plain answers until they cost as many tokens as the dearest method: best-of-N at equal compute",
+    )
+    group = parser.add_argument_group("output")
+    group.add_argument("--json", action="store_true", help="the table as one JSON object per method")
+    group.add_argument("--quiet", action="store_true", help="no progress on standard error")
+    add_sampler_arguments(parser, method=False, task_defaults=True)
+    add_model_arguments(parser)
+    add_engine_arguments(parser)
+    parser.set_defaults(run=run)
+    add_config(parser)
+
+
+def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("scaling out")
+    group.add_argument("--engine", choices=("local", "ray"), default="local", help="ray: one model per worker process")
+    group.add_argument("--workers", type=int, metavar="N", help="workers of --engine ray (default: GPUs, else 1)")
+
+
+def run(args: argparse.Namespace) -> int:
+    from fastpower.evaluate.evaluation import evaluate
+
+    if args.report is not None:
+        return show(args.report, as_json=args.json, skip_bad_lines=args.skip_bad_lines)
+    for name in ("task", "out"):
+        if getattr(args, name) is None:
+            raise ValueError(f"--{name} is needed (or --report RUN to look at a finished run)")
+    evaluation = evaluation_from(args)
+    say = Talker(args.quiet)
+    evaluate(evaluation, engine_from(args), args.out, on_phase=say.phase, on_record=say.record)
+    return show(args.out, as_json=args.json)
+
+
+def evaluation_from(args: argparse.Namespace) -> Evaluation:
+    """What the arguments ask for; data and settings are checked, the model is not touched."""
+    from fastpower.evaluate.evaluation import Evaluation
+    from fastpower.evaluate.methods import parse_methods, parse_options
+    from fastpower.evaluate.tasks import load_task
+
+    options = args.task_options or {}
+    options = dict(options) if isinstance(options, dict) else parse_options(options)
+    task = load_task(args.task, data=args.data, skip_bad_lines=args.skip_bad_lines or None, **options)
+    return Evaluation(
+        task,
+        parse_methods(args.methods),
+        model={"name": args.model or "default", "dtype": args.dtype, "raw": args.raw},
+        alpha=args.alpha,
+        max_new_tokens=args.max_new_tokens,
+        seed=args.seed,
+        chains=args.chains,
+        limit=args.n,
+        shared={"block": args.block, "moves": args.moves},
+        match_best_of_n=args.match_best_of_n,
+    )
+
+
+def engine_from(args: argparse.Namespace) -> Engine:
+    """How the arguments want it run."""
+    from fastpower.evaluate.items import local_engine
+
+    return local_engine(lambda: load_from(args), max_rows=args.max_rows, progress=not args.quiet)
+
+
+class Talker:
+    """One line per method on standard error."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+
+    def phase(self, method: str, todo: int, done: int) -> None:
+        if not self.quiet:
+            rest = f" ({done} already there)" if done else ""
+            print(f"{method}: {todo} answers to draw{rest}", file=sys.stderr)
+
+    def record(self, record: dict[str, Any]) -> None:
+        if not self.quiet and not sys.stderr.isatty():
+            verdict = "right" if record["correct"] else "wrong"
+            print(f"  {record['id']}: {verdict}, log p {record['logp']:.2f}", file=sys.stderr)
+
+
+def show(path: str | Path, *, as_json: bool, skip_bad_lines: bool = False) -> int:
+    """Print the table of a run and write its report."""
+    from fastpower.evaluate.report import write_report
+    from fastpower.evaluate.runs import read_config, read_records
+    from fastpower.evaluate.summary import summarise
+    from fastpower.evaluate.table import render
+
+    config = read_config(path)["config"]
+    records = read_records(path, timings=True, skip_bad_lines=skip_bad_lines)
+    if not records:
+        raise ValueError(f"{str(path)!r} holds no finished record yet")
+    rows = summarise(records, chains=config.get("chains"), match_best_of_n=bool(config.get("match_best_of_n")))
+    report = write_report(path, records, rows)
+    if as_json:
+        for row in rows:
+            print(json.dumps(asdict(row), ensure_ascii=False))
+    else:
+        render(rows, config)
+        print(f"report: {report}")
+    return 0

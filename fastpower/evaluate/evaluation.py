@@ -1,0 +1,238 @@
+"""Run methods over a task into a run folder, and go on where a killed run stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastpower.evaluate.items import Engine, Item
+from fastpower.evaluate.methods import Method
+from fastpower.evaluate.runs import Run, check_writable, read_records
+from fastpower.evaluate.tasks import Problem, Task
+
+if TYPE_CHECKING:
+    from fastpower.chain import Sampler
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What to run. Equal evaluations give equal records (on a decoder with batch-invariant logits).
+
+    alpha, max_new_tokens: None takes the task's. chains: answers per problem and method. limit: the first so many
+    problems. shared: settings for every method that has them. match_best_of_n: after the other methods, draw further
+    plain answers until every problem's have cost as many tokens as the dearest method's (for best-of-N at equal
+    compute; they are records of the method ``plain``). model: what names the model in the run's config.
+    """
+
+    task: Task
+    methods: Sequence[Method]
+    model: Mapping[str, Any] = field(default_factory=dict)
+    alpha: float | None = None
+    max_new_tokens: int | None = None
+    seed: int = 0
+    chains: int = 1
+    limit: int | None = None
+    shared: Mapping[str, Any] = field(default_factory=dict)
+    match_best_of_n: bool = False
+
+    def __post_init__(self) -> None:
+        if self.chains < 1:
+            raise ValueError(f"chains must be at least 1 per problem, got {self.chains}")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"n must be at least 1 problem, got {self.limit}")
+        if self.match_best_of_n and len([m for m in self.methods if m.name != "plain"]) == 0:
+            raise ValueError("match_best_of_n needs a method other than plain to match")
+        ids = [problem.id for problem in self.problems]
+        if len(set(ids)) != len(ids):
+            twice = next(name for name in ids if ids.count(name) > 1)
+            raise ValueError(f"task {self.task.name!r} has two problems with the id {twice!r}")
+        self.samplers()
+
+    @property
+    def problems(self) -> Sequence[Problem]:
+        return self.task.problems[: self.limit]
+
+    def samplers(self) -> dict[str, Sampler]:
+        """Sampler of every method label. Raises ValueError for settings that are wrong."""
+        alpha = self.task.alpha if self.alpha is None else self.alpha
+        horizon = self.task.max_new_tokens if self.max_new_tokens is None else self.max_new_tokens
+        return {method.label: method.sampler(alpha, horizon, self.shared) for method in self._all_methods()}
+
+    def _all_methods(self) -> list[Method]:
+        extra = [Method("plain")] if self.match_best_of_n and all(m.label != "plain" for m in self.methods) else []
+        return [*self.methods, *extra]
+
+    def config(self) -> dict[str, Any]:
+        """Everything that decides the records, JSON-able."""
+        samplers = self.samplers()
+        text = "\x00".join(f"{p.id}\x01{p.question}\x01{p.raw_prompt}\x01{p.reference}" for p in self.problems)
+        target = next(iter(samplers.values())).target
+        return {
+            "task": self.task.name,
+            "problems": len(self.problems),
+            "problems_digest": hashlib.blake2b(text.encode(), digest_size=16).hexdigest(),
+            "methods": [{"label": label, "sampler": repr(sampler)} for label, sampler in samplers.items()],
+            "model": dict(self.model),
+            "alpha": target.alpha,
+            "max_new_tokens": target.horizon,
+            "seed": self.seed,
+            "chains": self.chains,
+            "match_best_of_n": self.match_best_of_n,
+        }
+
+    def item(self, label: str, sampler: Sampler, problem: Problem, chain: int) -> Item:
+        prompt_id = f"{self.task.name}/{problem.id}"
+        raw = problem.question if problem.raw_prompt is None else problem.raw_prompt
+        name = f"{prompt_id}/{chain}/{label}"
+        return Item(name, prompt_id, chain, self.seed, label, sampler, problem.question, raw)
+
+    def plan(self) -> list[list[Item]]:
+        """Items of the methods that were asked for, one list per method, problems in order, then chains."""
+        samplers = self.samplers()
+        return [
+            [self.item(m.label, samplers[m.label], p, chain) for p in self.problems for chain in range(self.chains)]
+            for m in self.methods
+        ]
+
+
+def evaluate(
+    evaluation: Evaluation,
+    engine: Engine,
+    out: str | Path,
+    *,
+    on_record: Callable[[Record], None] | None = None,
+    on_phase: Callable[[str, int, int], None] | None = None,
+    graders: int = 2,
+) -> Path:
+    """Draw and grade every answer that ``out`` does not hold yet; the folder is complete when this returns.
+
+    Everything that can be checked without the model is checked first: the folder can be written, its settings are the
+    same, the grader works. Methods run one after the other, so that their wall clocks can be compared. ``on_phase`` is
+    told (method, answers to draw, answers already there), ``on_record`` every new record.
+
+    An answer that fails does not stop the others: the error is raised when they are finished, and the next call draws
+    what is missing.
+    """
+    out = Path(out)
+    check_writable(out)
+    evaluation.task.check()
+    with Run(out, evaluation.config()) as run:
+        order = [item.id for items in evaluation.plan() for item in items]
+        failure: Exception | None = None
+        for items in _phases(evaluation, out):
+            order += [item.id for item in items if item.id not in set(order)]
+            todo = [item for item in items if item.id not in run.done]
+            if on_phase is not None:
+                on_phase(items[0].method, len(todo), len(items) - len(todo))
+            try:
+                _draw(evaluation, engine, todo, run, on_record, graders)
+            except Exception as error:
+                failure = failure or error
+                if evaluation.match_best_of_n:
+                    break  # what is still to be drawn depends on what failed
+        if failure is not None:
+            raise failure
+        run.finalise(order)
+    return out
+
+
+def _phases(evaluation: Evaluation, out: Path) -> Iterator[list[Item]]:
+    """Lists of items, each to be finished before the next is asked for."""
+    yield from evaluation.plan()
+    if not evaluation.match_best_of_n:
+        return
+    sampler = evaluation.samplers()["plain"]
+    problems = {f"{evaluation.task.name}/{p.id}": p for p in evaluation.problems}
+    while True:
+        records = read_records(out)
+        chains = _missing_chains(records, list(problems))
+        if not chains:
+            return
+        yield [
+            evaluation.item("plain", sampler, problems[name], chain) for name, new in chains.items() for chain in new
+        ]
+
+
+def _missing_chains(records: Sequence[Record], prompt_ids: Sequence[str]) -> dict[str, list[int]]:
+    """Which plain chains to draw next so that each problem's cost as much as the dearest other method on it.
+
+    A wave aims at the budget with the mean length so far. It is computed from whole earlier waves only, starting from
+    nothing, so that a resumed run draws exactly what an uninterrupted one does.
+    """
+    missing = {}
+    for name in prompt_ids:
+        costs: dict[str, list[int]] = {}
+        plain: dict[int, int] = {}
+        for r in records:
+            if r["prompt_id"] == name and r["method"] == "plain":
+                plain[r["chain"]] = r["decoded_tokens"]
+            elif r["prompt_id"] == name:
+                costs.setdefault(r["method"], []).append(r["decoded_tokens"])
+        budget = max((sum(c) / len(c) for c in costs.values()), default=0.0)
+        have, spent, wave = 0, 0, 1
+        while spent < budget or have == 0:
+            new = range(have, have + wave)
+            absent = [chain for chain in new if chain not in plain]
+            if absent:
+                missing[name] = absent
+                break
+            spent += sum(plain[chain] for chain in new)
+            have += wave
+            wave = max(1, min(256, round((budget - spent) * have / max(spent, 1))))
+    return missing
+
+
+def _draw(
+    evaluation: Evaluation,
+    engine: Engine,
+    todo: Sequence[Item],
+    run: Run,
+    on_record: Callable[[Record], None] | None,
+    graders: int,
+) -> None:
+    """Draw ``todo``; answers are graded beside the decoding and written by this thread."""
+    if not todo:
+        return
+    problems = {f"{evaluation.task.name}/{p.id}": p for p in evaluation.problems}
+    pending: list[Future[Record]] = []
+
+    def write(wait: bool) -> None:
+        for future in list(pending):
+            if wait or future.done():
+                pending.remove(future)
+                record = future.result()
+                run.append(record)
+                if on_record is not None:
+                    on_record(record)
+
+    with ThreadPoolExecutor(graders, thread_name_prefix="grader") as pool:
+        try:
+            for item, result in engine(todo):
+                finished = time.time()
+                pending.append(pool.submit(_graded, evaluation.task, problems[item.prompt_id], item, result, finished))
+                write(wait=False)
+        finally:
+            write(wait=True)
+
+
+def _graded(task: Task, problem: Problem, item: Item, result: Record, finished: float) -> Record:
+    grade = task.grade(problem, result["text"])
+    return result | {
+        "id": item.id,
+        "task": task.name,
+        "problem": problem.id,
+        "question": problem.question,
+        "method": item.method,
+        "reference": problem.reference,
+        "answer": grade.answer,
+        "correct": grade.correct,
+        "note": grade.note,
+        "finished": finished,
+    }

@@ -1,0 +1,199 @@
+"""Evaluations: same settings, same bytes – interrupted or not, whatever is drawn beside what."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastpower.errors import PromptTooLong
+from fastpower.evaluate.evaluation import Evaluation, evaluate
+from fastpower.evaluate.items import Item, job_of, local_engine, token_texts
+from fastpower.evaluate.methods import Method, parse_methods
+from fastpower.evaluate.runs import RunError, read_records
+from fastpower.evaluate.statistics import compute_matched_best_of_n
+from fastpower.evaluate.summary import summarise
+from tests.evaluate.toys import toy_model, toy_task
+
+METHODS = parse_methods("plain,low_temperature,mh(moves=3,block=4),ec_mh(moves=2)")
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing catches it."""
+
+
+def dying(engine: Any, after: int) -> Any:
+    """An engine that dies after so many answers of a call."""
+
+    def run(items: Sequence[Item]) -> Iterator[tuple[Item, dict[str, Any]]]:
+        for i, pair in enumerate(engine(items)):
+            if i == after:
+                raise Killed
+            yield pair
+
+    return run
+
+
+def _bytes(path: Path) -> bytes:
+    return (path / "records.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("matched", [False, True])
+def test_interrupted_and_resumed_with_other_batches_the_bytes_are_the_same(tmp_path: Path, matched: bool) -> None:
+    evaluation = Evaluation(toy_task(), METHODS, seed=5, chains=2, match_best_of_n=matched)
+    evaluate(evaluation, local_engine(toy_model, max_rows=64), tmp_path / "whole")
+    for after in (1, 4, 2, 0, 7):
+        with pytest.raises(Killed):
+            evaluate(evaluation, dying(local_engine(toy_model, max_rows=3), after), tmp_path / "broken")
+    evaluate(evaluation, local_engine(toy_model, max_rows=1), tmp_path / "broken")
+    assert _bytes(tmp_path / "broken") == _bytes(tmp_path / "whole")
+    records = read_records(tmp_path / "whole")
+    assert len({r["id"] for r in records}) == len(records)
+    asked = [r for r in records if r["chain"] < 2]
+    assert len(asked) == 5 * 2 * len(METHODS)
+
+
+def test_a_finished_run_does_not_load_the_model_again(tmp_path: Path) -> None:
+    evaluation = Evaluation(toy_task(), METHODS, seed=5)
+    evaluate(evaluation, local_engine(toy_model), tmp_path)
+    before = _bytes(tmp_path)
+
+    def refuse() -> Any:
+        raise AssertionError("the model was loaded")
+
+    evaluate(evaluation, local_engine(refuse), tmp_path)
+    assert _bytes(tmp_path) == before
+
+
+def test_records_are_graded_and_complete(tmp_path: Path) -> None:
+    task = toy_task()
+    evaluate(Evaluation(task, METHODS, seed=5), local_engine(toy_model), tmp_path)
+    references = {p.id: p.reference for p in task.problems}
+    records = read_records(tmp_path, timings=True)
+    for r in records:
+        words = r["text"].split()
+        assert r["correct"] == (bool(words) and words[-1] == references[r["problem"]])
+        assert r["alpha"] == 2.5 and r["max_new_tokens"] == 11 and r["seed"] == 5
+        assert len(r["token_ids"]) == len(r["entropy"]) == len(r["token_logp"]) == len(r["token_text"])
+        assert "".join(r["token_text"]) == r["text"]
+        assert r["seconds"] >= 0 and r["finished"] > 0
+    assert {r["correct"] for r in records} == {True, False}
+
+
+def test_the_seed_decides_the_answers(tmp_path: Path) -> None:
+    texts = []
+    for seed in (1, 1, 2):
+        out = tmp_path / str(len(texts))
+        evaluate(Evaluation(toy_task(), METHODS[:1], seed=seed), local_engine(toy_model), out)
+        texts.append([r["text"] for r in read_records(out)])
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_computed(tmp_path: Path) -> None:
+    def refuse() -> Any:
+        raise AssertionError("the model was loaded")
+
+    with pytest.raises(RunError, match="cannot be written"):
+        evaluate(Evaluation(toy_task(), METHODS), local_engine(refuse), "/proc/run")
+    evaluate(Evaluation(toy_task(2), METHODS[:1], seed=1), local_engine(toy_model), tmp_path)
+    with pytest.raises(RunError, match="seed was 1, now 2"):
+        evaluate(Evaluation(toy_task(2), METHODS[:1], seed=2), local_engine(refuse), tmp_path)
+    with pytest.raises(RunError, match="problems_digest"):
+        evaluate(Evaluation(toy_task(3), METHODS[:1], seed=1), local_engine(refuse), tmp_path)
+
+
+def test_an_answer_that_fails_does_not_lose_the_others(tmp_path: Path) -> None:
+    evaluation = Evaluation(toy_task(), METHODS[:2], seed=1)
+
+    def failing(items: Sequence[Item]) -> Iterator[tuple[Item, dict[str, Any]]]:
+        yield from local_engine(toy_model)(items[1:])
+        raise ArithmeticError("one answer failed")
+
+    with pytest.raises(ArithmeticError):
+        evaluate(evaluation, failing, tmp_path / "run")
+    assert len(read_records(tmp_path / "run")) == 8
+    evaluate(evaluation, local_engine(toy_model), tmp_path / "run")
+    evaluate(evaluation, local_engine(toy_model), tmp_path / "whole")
+    assert _bytes(tmp_path / "run") == _bytes(tmp_path / "whole")
+
+
+def test_best_of_n_spends_at_least_the_compute_of_every_method(tmp_path: Path) -> None:
+    evaluate(Evaluation(toy_task(), METHODS, seed=3, match_best_of_n=True), local_engine(toy_model), tmp_path)
+    records = read_records(tmp_path)
+    plain = [r for r in records if r["method"] == "plain"]
+    assert len(plain) > 5
+    for method in ("mh(block=4,moves=3)", "ec_mh(moves=2)"):
+        budgets = {r["problem"]: float(r["decoded_tokens"]) for r in records if r["method"] == method}
+        best = compute_matched_best_of_n(plain, budgets)
+        assert len(best) == 5
+        assert all(r["budget_met"] and r["decoded_tokens"] >= budgets[r["problem"]] for r in best)
+    rows = {row.method: row for row in summarise(records, chains=1, match_best_of_n=True)}
+    assert rows["plain"].answers == 5  # candidates of best-of-N do not count as plain answers
+    assert rows["best-of-N @ ec_mh(moves=2)"].logp > rows["plain"].logp
+
+
+def test_settings_are_checked_before_anything_runs() -> None:
+    task = toy_task()
+    for error, kwargs in {
+        "unknown method 'mhh': did you mean 'mh'": {"methods": [Method("mhh")]},
+        "no setting 'move'": {"methods": [Method("mh", {"move": 3})]},
+        "chains must be at least 1": {"methods": METHODS, "chains": 0},
+        "n must be at least 1": {"methods": METHODS, "limit": 0},
+        "match_best_of_n needs a method": {"methods": [Method("plain")], "match_best_of_n": True},
+    }.items():
+        with pytest.raises(ValueError, match=error):
+            Evaluation(task, **kwargs)
+
+
+def test_shared_settings_reach_the_methods_that_have_them() -> None:
+    evaluation = Evaluation(toy_task(), METHODS, shared={"moves": 9, "block": None})
+    samplers = evaluation.samplers()
+    assert samplers["ec_mh(moves=2)"].moves == 2  # its own setting wins
+    other = Evaluation(toy_task(), parse_methods("plain,mh"), shared={"moves": 9}).samplers()
+    assert other["mh"].moves == 9
+
+
+def test_a_prompt_that_does_not_fit_names_the_problem() -> None:
+    model = toy_model()
+    model.decoder.max_length = 12
+    item = Evaluation(toy_task(), METHODS).plan()[0][0]
+    with pytest.raises(PromptTooLong, match=r"'toy/p0' has 2 tokens.*at most 10"):
+        job_of(model, item)
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("plain, mh", [Method("plain"), Method("mh")]),
+        ("mh(moves=4,block=32),smc", [Method("mh", {"moves": 4, "block": 32}), Method("smc")]),
+        ("low-temperature", [Method("low_temperature")]),
+        ("mh(skip=false,scheme=residual)", [Method("mh", {"skip": False, "scheme": "residual"})]),
+        ([{"name": "mh", "moves": 4}, "plain"], [Method("mh", {"moves": 4}), Method("plain")]),
+    ],
+)
+def test_methods_are_read(text: Any, expected: list[Method]) -> None:
+    assert parse_methods(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "mh(", "mh(4)", "mh,mh", "a b"])
+def test_methods_that_cannot_be_read_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"method|setting"):
+        parse_methods(text)
+
+
+def test_token_texts_join_to_the_text_even_where_a_character_spans_tokens() -> None:
+    pieces = {1: b" caf", 2: b"\xc3", 3: b"\xa9", 4: " ≤".encode()[:2], 5: " ≤".encode()[2:], 6: b""}
+
+    def decode(ids: Sequence[int]) -> str:
+        return b"".join(pieces[i] for i in ids).decode(errors="replace")
+
+    assert token_texts(decode, [1, 2, 3, 4, 5, 6]) == [" caf", "", "é", "", " ≤", ""]
+
+
+def test_records_of_a_run_are_json_lines_that_other_tools_read(tmp_path: Path) -> None:
+    evaluate(Evaluation(toy_task(2), METHODS[:1]), local_engine(toy_model), tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "records.jsonl").read_text().splitlines()]
+    assert [r["problem"] for r in rows] == ["p0", "p1"]

@@ -1,0 +1,160 @@
+"""The report: one well-formed page that needs nothing else, and that a browser draws."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastpower.kernels
+from fastpower.evaluate import charts, traces
+from fastpower.evaluate.evaluation import Evaluation, evaluate
+from fastpower.evaluate.items import local_engine
+from fastpower.evaluate.methods import parse_methods
+from fastpower.evaluate.report import write_report
+from fastpower.evaluate.runs import read_records
+from fastpower.evaluate.summary import summarise, wall_clock
+from fastpower.evaluate.svg import Chart, log_ticks, ticks
+from tests.evaluate.toys import toy_model, toy_task
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("run")
+    particles = ",smc(particles=6,block=2,ramp=0)" if hasattr(fastpower.kernels, "resample") else ""
+    methods = parse_methods("plain,mh(moves=4,block=4),tempering(moves=2)" + particles)
+    evaluate(Evaluation(toy_task(7), methods, seed=2, chains=2), local_engine(toy_model), path)
+    records = read_records(path, timings=True)
+    return write_report(path, records, summarise(records, chains=2))
+
+
+def _tree(report: Path) -> ElementTree.Element:
+    return ElementTree.fromstring(report.read_text().removeprefix("<!DOCTYPE html>\n"))
+
+
+def test_the_page_is_well_formed_and_needs_no_other_file(report: Path) -> None:
+    text = report.read_text()
+    root = _tree(report)
+    assert not re.search(r"https?://|@import|url\(", text)
+    assert not [e.attrib for e in root.iter() if {"src", "href"} & set(e.attrib)]
+    assert [h.text for h in root.iter("h2")] == ["Methods", "Answers"]
+
+
+def test_every_method_and_every_shown_answer_is_there(report: Path) -> None:
+    root = _tree(report)
+    records = read_records(report.parent)
+    methods = list(dict.fromkeys(r["method"] for r in records))
+    body = next(root.iter("tbody"))
+    assert [row[0].find("i").tail for row in body] == methods  # type: ignore[union-attr]
+    articles = list(root.iter("article"))
+    assert len(articles) == 7 * len(methods)
+    heat = [["".join(span.itertext()) for span in d] for d in root.iter("div") if d.get("class") == "answer"]
+    assert all(heat)
+    captions = ["".join(c.itertext()) for c in root.iter("figcaption")]
+    assert {"Accuracy against tokens decoded", "Accuracy against wall clock", "Acceptance by cut position"} <= {
+        *captions
+    }
+    assert any("where moves cut" in c for c in captions)
+    if hasattr(fastpower.kernels, "resample"):
+        assert "Effective sample size" in captions
+
+
+def test_text_from_a_model_cannot_break_the_page(report: Path, tmp_path: Path) -> None:
+    records = read_records(report.parent, timings=True)
+    evil = '</span><script>alert("x")</script>&amp;<img src="http://x">'
+    for record in records:
+        record |= {"token_text": [evil] * len(record["token_ids"]), "answer": evil, "question": evil, "reference": evil}
+        record |= {"problem": evil + record["problem"], "note": evil}
+    shutil.copy(report.parent / "config.json", tmp_path)
+    root = _tree(write_report(tmp_path, records, summarise(records)))
+    assert len(list(root.iter("script"))) == 1 and not list(root.iter("img"))
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+def test_a_browser_runs_the_page_and_shows_one_answer(report: Path, tmp_path: Path) -> None:
+    shot = tmp_path / "report.png"
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1280,1800"]
+    url = report.as_uri()
+    dom = subprocess.run([str(BROWSER), *flags, "--dump-dom", url], capture_output=True, text=True, timeout=120).stdout
+    body = re.search(r"<body[^>]*>", dom)
+    assert body is not None and 'class="by-entropy"' in body[0]  # the script ran to its end …
+    visible = re.findall(r"<article data-card=\"([^\"]+)\">", dom)
+    hidden = re.findall(r"<article data-card=\"([^\"]+)\" hidden", dom)
+    assert len(visible) == 1 and len(hidden) > 1  # … and left one answer in sight
+    subprocess.run([str(BROWSER), *flags, f"--screenshot={shot}", url], capture_output=True, timeout=120, check=True)
+    pixels = pytest.importorskip("matplotlib.image").imread(shot)[..., :3]
+    assert pixels.shape[:2] == (1800, 1280)
+    dark = (pixels.mean(axis=2) < 0.35).mean()
+    assert 0.001 < dark < 0.2 and np.median(pixels) > 0.9  # ink on a light page, neither blank nor black
+
+
+def _record(**extra: Any) -> dict[str, Any]:
+    n = 9
+    numbers = np.linspace(0.1, 2.0, n).tolist()
+    return {"token_ids": list(range(n)), "entropy": numbers, "token_logp": [-x for x in numbers], "trace": []} | extra
+
+
+def test_moves_of_a_tempering_record_are_those_of_the_rung_that_answers() -> None:
+    move = {"stage": 0, "cut": 1, "accepted": True, "length": 9, "logp": -1.0}
+    record = _record(trace=[move | {"rung": k} for k in (0, 1, 2, 0, 1, 2)])
+    assert [m["rung"] for m in traces.moves_of(record)] == [2, 2]
+
+
+def test_acceptance_by_position_counts_moves_where_they_cut() -> None:
+    moves = [(0, True, 10), (5, False, 10), (5, True, 20), (19, False, 20), (5, True, 20)]
+    trace = [{"cut": c, "accepted": a, "length": n, "logp": 0.0} for c, a, n in moves]
+    rates, counts = traces.acceptance_by_position([_record(trace=trace)])
+    assert counts.tolist() == [1, 0, 1, 0, 0, 2, 0, 0, 0, 1]  # a cut is placed in the answer before its move
+    assert rates[[0, 2, 5, 9]].tolist() == [1.0, 1.0, 0.5, 0.0]
+
+
+def test_lineage_follows_ancestors_back_from_the_answer() -> None:
+    steps = [{"position": 4, "ess": 1.5, "resampled": True, "ancestors": [2, 0, 2]}]
+    steps += [{"position": 8, "ess": 2.5, "resampled": True, "ancestors": [1, 1, 0]}]
+    record = _record(trace=steps, diagnostics={"particles": 3, "particle": 2})
+    assert traces.lineage(record) == [2, 0, 2]
+    svg = charts.genealogy(record)
+    assert svg is not None and svg.count("<line") >= 6 + 2
+    assert traces.ess_curve(record) == ([4, 8], [1.5, 2.5], [True, True])
+
+
+def test_entropy_chart_has_one_mark_per_move_and_sets_accepted_apart() -> None:
+    moves = [(3, True), (5, False), (0, True)]
+    trace = [{"stage": 0, "cut": c, "accepted": a, "length": 9, "logp": -2.0} for c, a in moves]
+    svg = charts.entropy_and_cuts(_record(trace=trace))
+    root = ElementTree.fromstring(svg)
+    titles = [t.text for t in root.iter("title")]
+    assert titles == [
+        "move 1, cut at token 3: accepted, log p -2.00",
+        "move 2, cut at token 5: rejected, log p -2.00",
+        "move 3, cut at token 0: accepted, log p -2.00",
+    ]
+    xs = [float(c.attrib["cx"]) for c in root.iter("circle")]
+    assert xs[2] < xs[0] < xs[1]
+
+
+def test_wall_clock_is_the_union_of_intervals() -> None:
+    spans = [(0.0, 2.0), (1.0, 3.0), (10.0, 11.0), (10.2, 10.4)]
+    assert wall_clock([{"finished": b, "seconds": b - a} for a, b in spans]) == pytest.approx(4.0)
+    assert wall_clock([{}]) is None
+
+
+@pytest.mark.parametrize("low, high", [(0.0, 1.0), (-3.7, 12.9), (0.001, 0.0013), (5.0, 50_000.0)])
+def test_ticks_are_inside_round_and_several(low: float, high: float) -> None:
+    for found in (ticks(low, high), log_ticks(max(low, 1e-3), high)):
+        assert 2 <= len(found) <= 12 or len(log_ticks(max(low, 1e-3), high)) == len(found)
+        assert all(low - 1e-9 <= value <= high * (1 + 1e-9) for value in found)
+
+
+def test_a_chart_with_a_single_point_still_has_an_extent() -> None:
+    chart = Chart("t", "x", "y", (3.0, 3.0), (0.0, 0.0))
+    chart.dot(3.0, 0.0, "#000")
+    ElementTree.fromstring(chart.svg())
