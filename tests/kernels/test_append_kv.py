@@ -113,9 +113,7 @@ def test_wrong_dtype_shape_layout_or_device_is_named(backend, change, error, mes
 
 def test_operator_passes_opcheck():
     k_cache, v_cache = caches()
-    torch.library.opcheck(
-        torch.ops.fastpower.append_kv.default, (*tokens(5), k_cache, v_cache, some_slots(5), "cpu")
-    )
+    torch.library.opcheck(torch.ops.fastpower.append_kv.default, (*tokens(5), k_cache, v_cache, some_slots(5), "cpu"))
 
 
 def test_compiles_without_graph_break():

@@ -1,0 +1,405 @@
+"""Any causal language model of transformers with a plain K/V cache, unmodified, over a paged cache.
+
+transformers lets a model's attention function be chosen by name. Ours is registered once under ``ATTENTION``; it gets
+query, key and value of the new tokens of a packed ragged batch (``input_ids`` is (1, N), rows one after the other,
+positions given), writes K/V into the pages and attends over them. Masks, cache objects and padding are never made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from itertools import pairwise
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastpower import kernels
+from fastpower.cache import PagedCache
+from fastpower.decoders.base import Draws, TokenDraws, TokenScores, Work
+from fastpower.decoders.batch import PackedBatch, Packer
+from fastpower.decoders.layout import ATTENTION, kv_layout, refuse_by_config
+from fastpower.errors import InvalidLogits, UnsupportedModel
+from fastpower.models import prompt_tokens
+
+#: bytes of logits that ``score`` holds at a time
+SCORE_BYTES = 128 << 20
+
+#: largest |Δlogit| between the paged path and the model's own attention, relative to the largest logit
+_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 8e-2}
+
+
+class _Step(NamedTuple):
+    """One packed batch as the attention layers see it; passed through ``model.forward`` as a keyword."""
+
+    k: Tensor  #: (L, pages, page_size, Hkv, D)
+    v: Tensor
+    slots: Tensor  #: (N,) int64
+    page_table: Tensor  #: (S, max_pages) int32
+    query_starts: Tensor  #: (S+1,) int32
+    lengths: Tensor  #: (S,) int32, new tokens included
+    shared: tuple[Tensor, Tensor] | None
+    backend: str
+
+    def attend(
+        self, module: Any, query: Tensor, key: Tensor, value: Tensor, scaling: Any, window: Any, softcap: Any, **kw: Any
+    ) -> Tensor:
+        layer = module.layer_idx
+        k, v = self.k[layer], self.v[layer]
+        # (1, H, N, D) → (N, H, D): models transpose (N, H, D) to get here, so nothing moves
+        kernels.append_kv(key[0].transpose(0, 1), value[0].transpose(0, 1), k, v, self.slots, backend=self.backend)
+        return kernels.paged_attention(
+            query[0].transpose(0, 1),
+            k,
+            v,
+            self.page_table,
+            self.query_starts,
+            self.lengths,
+            scale=scaling,
+            window=window or 0,
+            softcap=softcap or 0.0,
+            shared=self.shared,
+            backend=self.backend,
+        )[None]
+
+
+def _attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    *,
+    fastpower_step: Any,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """What transformers calls in every layer."""
+    return fastpower_step.attend(module, query, key, value, scaling, sliding_window, softcap, **kwargs), None
+
+
+class TransformersDecoder:
+    """The decoder protocol (``fastpower.decoders.base``) on a transformers model.
+
+        with TransformersDecoder(model, tokenizer, cache_tokens=65536) as decoder: ...
+
+    model         a causal language model of transformers ≥ 5 in evaluation mode, on one device
+    tokenizer     its tokenizer; None if texts and stop tokens of the tokenizer are not needed
+    cache_tokens  tokens whose K/V are kept, shared ones counted once; default: ``memory_fraction`` of the memory free
+                  now, at most 64 full contexts
+    page_size     tokens per page
+    backend       of the kernels, see ``fastpower.kernels.backends``
+    verify        compare a short ragged batch with the model's own attention now (three forwards of a few tokens)
+
+    The model is left as it is: its attention is exchanged only while ``forward`` and ``score`` run (so they must not
+    run at the same time as other uses of the same model in other threads), and no weight is touched.
+
+    Raises UnsupportedModel, naming what cannot run over pages: recurrent state, encoder–decoder, attention sinks,
+    latent attention, layers of different shapes, more than one device, or an answer that differs from the model's own.
+    """
+
+    batch_invariant = False  # torch's matrix products choose their summation by the number of rows
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any = None,
+        *,
+        cache_tokens: int | None = None,
+        memory_fraction: float = 0.25,
+        page_size: int = 16,
+        backend: str = "auto",
+        verify: bool = True,
+    ) -> None:
+        if model.training:
+            raise ValueError("model is in training mode (dropout would change its probabilities); call model.eval()")
+        if not 0.0 < memory_fraction <= 1.0:
+            raise ValueError(f"memory_fraction must lie in (0, 1], got {memory_fraction}")
+        refuse_by_config(model)
+        _register()
+        self.model, self.tokenizer, self.backend = model, tokenizer, backend
+        # Text and image parts of one model have configurations of their own; each is asked which attention to use.
+        configs = [module.config for module in model.modules() if hasattr(module, "config")]
+        self._configs = list({id(c): c for c in configs if hasattr(c, "_attn_implementation_internal")}.values())
+        with self._paged_attention():
+            layout = kv_layout(model)
+        self.layout = layout
+        self.vocab_size, self.max_length = layout.vocab_size, layout.max_length
+        self.eos_ids = _eos_ids(model, tokenizer)
+        if cache_tokens is None:
+            per_token = 2 * layout.num_layers * layout.num_kv_heads * layout.head_dim * layout.dtype.itemsize
+            affordable = int(_free_memory(layout.device) * memory_fraction) // per_token
+            cache_tokens = min(affordable, 64 * layout.max_length, 2**31 - 1 - page_size)
+        self.cache = PagedCache(
+            layout.num_layers,
+            layout.num_kv_heads,
+            layout.head_dim,
+            page_size=page_size,
+            cache_tokens=cache_tokens,
+            dtype=layout.dtype,
+            device=layout.device,
+        )
+        self._packer = Packer(self.cache, self.vocab_size, self.max_length)
+        if verify:
+            self._verify()
+
+    # ------------------------------------------------------------------------------------------------ sequences
+
+    def add(self) -> int:
+        """A new empty sequence."""
+        return self.cache.add()
+
+    def fork(self, sequence: int, length: int) -> int:
+        """A new sequence sharing the first ``length`` tokens (0 ≤ length ≤ length(sequence)); nothing is copied."""
+        return self.cache.fork(sequence, length)
+
+    def truncate(self, sequence: int, length: int) -> None:
+        """Keep the first ``length`` tokens."""
+        self.cache.truncate(sequence, length)
+
+    def free(self, sequence: int) -> None:
+        """Give a sequence back."""
+        self.cache.free(sequence)
+
+    def length(self, sequence: int) -> int:
+        """Tokens held."""
+        return self.cache.length(sequence)
+
+    # -------------------------------------------------------------------------------------------------- forward
+
+    def forward(self, work: Sequence[Work], draws: Draws) -> TokenDraws:
+        """Append every row's tokens and draw from each row's last position, all or nothing.
+
+        Raises CacheFull, UnknownSequence, PromptTooLong (a row would exceed ``max_length``), ValueError (empty batch or
+        row, a sequence twice, a token outside the vocabulary, draws that do not fit the batch).
+        """
+        with self._packer.reserved(work) as batch, torch.inference_mode():
+            return self._draw(self._last_logits(batch), draws)
+
+    def score(self, work: Sequence[Work], exponents: NDArray[np.float32]) -> list[TokenScores]:
+        """Append every row's tokens and return their statistics, all or nothing; see ``Decoder.score``.
+
+        At most SCORE_BYTES of logits exist at a time (at least one row of them). Raises like ``forward``, and
+        InvalidLogits for a row of NaN, +inf or nothing but −inf.
+        """
+        with self._packer.reserved(work) as batch, torch.inference_mode():
+            parts = list(self._score_chunks(batch, self._tensor(np.ascontiguousarray(exponents, np.float32))))
+        logp, logz, entropy = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return [TokenScores(logp[a : b - 1], logz[a:b], entropy[a:b]) for a, b in pairwise(batch.starts)]
+
+    # --------------------------------------------------------------------------------------------------- text
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of plain text, with what the tokenizer puts first by itself (a BOS token, if it has one)."""
+        return list(self._tokenizer()(text)["input_ids"])
+
+    def encode_prompt(self, prompt: str | Sequence[Any], *, chat: bool | None = None) -> list[int]:
+        """Token ids of a prompt through the chat template, if there is one; see ``fastpower.models.prompt_tokens``."""
+        return prompt_tokens(self._tokenizer(), prompt, chat=chat)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of token ids, special tokens removed."""
+        return str(self._tokenizer().decode(list(tokens), skip_special_tokens=True))
+
+    # ---------------------------------------------------------------------------------------------- inspection
+
+    def stats(self) -> dict[str, int]:
+        """The cache's ``stats()``: pages, tokens and bytes, free and in use."""
+        return self.cache.stats()
+
+    def close(self) -> None:
+        """Give the cache's memory back. The decoder cannot be used afterwards; the model can."""
+        self.__dict__.pop("cache", None)
+        self.__dict__.pop("_packer", None)
+
+    def __enter__(self) -> TransformersDecoder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ----------------------------------------------------------------------------------------------- internals
+
+    def _last_logits(self, batch: PackedBatch) -> Tensor:
+        """(S, V) logits after the last token of each row."""
+        shared = self.cache.shared_runs(batch.sequences, batch.n_new) if len(batch.sequences) > 1 else None
+        keep = batch.starts[1:].astype(np.int64) - 1
+        return self._logits(
+            batch.tokens, batch.positions, batch.slots, batch.page_table, batch.starts, batch.lengths, keep, shared
+        )
+
+    def _logits(
+        self,
+        tokens: NDArray[np.int64],
+        positions: NDArray[np.int64],
+        slots: NDArray[np.int64],
+        table: NDArray[np.int32],
+        starts: NDArray[np.int32],
+        lengths: NDArray[np.int32],
+        keep: NDArray[np.int64],
+        shared: tuple[NDArray[np.int32], NDArray[np.int32]] | None,
+    ) -> Tensor:
+        """One packed forward; (len(keep), V) logits of the packed tokens ``keep``."""
+        there = self._tensor
+        step = _Step(
+            self.cache.k,
+            self.cache.v,
+            there(slots),
+            there(table),
+            there(starts),
+            there(lengths),
+            None if shared is None else (there(shared[0]), there(shared[1])),
+            self.backend,
+        )
+        with self._paged_attention():
+            out = self.model(
+                input_ids=there(tokens)[None],
+                position_ids=there(positions)[None],
+                use_cache=False,
+                logits_to_keep=there(keep),
+                fastpower_step=step,
+            )
+        logits: Tensor = out.logits[0]
+        return logits
+
+    def _draw(self, logits: Tensor, draws: Draws) -> TokenDraws:
+        there = self._tensor
+        drawn = kernels.sample_tokens(
+            logits,
+            there(np.ascontiguousarray(draws.alpha, np.float32)),
+            there(np.ascontiguousarray(draws.exponents, np.float32)),
+            there(np.ascontiguousarray(draws.rows, np.int64)),
+            there(np.ascontiguousarray(draws.keys, np.uint64).view(np.int64)),
+            there(np.ascontiguousarray(draws.positions, np.int64)),
+            there(np.ascontiguousarray(draws.exclude, np.int64)),
+            backend=self.backend,
+        )
+        return TokenDraws(*(part.cpu().numpy() for part in drawn))
+
+    def _score_chunks(
+        self, batch: PackedBatch, exponents: Tensor
+    ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]]:
+        """logp of the next token (of no meaning at the end of a row), logz and entropy, a chunk of tokens at a time.
+
+        Pages of all tokens are reserved, so a chunk sees those before it by giving shorter lengths.
+        """
+        bounds, total = batch.starts, len(batch.tokens)
+        following = np.append(batch.tokens[1:], 0)
+        step = max(1, SCORE_BYTES // (4 * self.vocab_size))
+        for a in range(0, total, step):
+            b = min(a + step, total)
+            first, last = int(np.searchsorted(bounds, a, "right")) - 1, int(np.searchsorted(bounds, b, "left"))
+            starts = np.clip(bounds[first : last + 1], a, b) - np.int32(a)
+            behind = np.maximum(bounds[first + 1 : last + 1] - np.int32(b), 0)  # tokens of the row in later chunks
+            logits = self._logits(
+                batch.tokens[a:b],
+                batch.positions[a:b],
+                batch.slots[a:b],
+                batch.page_table[first:last],
+                starts,
+                batch.lengths[first:last] - behind,
+                np.arange(b - a),
+                None,
+            )
+            scores = kernels.score_tokens(logits, self._tensor(following[a:b]), exponents, backend=self.backend)
+            status = scores.status.cpu().numpy()
+            if status.any():
+                bad = int(status.nonzero()[0][0])
+                raise InvalidLogits(
+                    f"the logits after position {batch.positions[a + bad]} of sequence "
+                    f"{batch.sequences[np.searchsorted(bounds, a + bad, 'right') - 1]} hold NaN or +inf, or no finite "
+                    f"entry (status {status[bad]})"
+                )
+            yield scores.logp.cpu().numpy(), scores.logz.cpu().numpy(), scores.entropy.cpu().numpy()
+
+    def _tensor(self, array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array).to(self.layout.device)
+
+    def _tokenizer(self) -> Any:
+        if self.tokenizer is None:
+            raise ValueError("this decoder was made without a tokenizer; pass token ids, or give it one")
+        return self.tokenizer
+
+    @contextmanager
+    def _paged_attention(self) -> Iterator[None]:
+        own = [config._attn_implementation_internal for config in self._configs]
+        for config in self._configs:
+            config._attn_implementation_internal = ATTENTION
+        try:
+            yield
+        finally:
+            for config, name in zip(self._configs, own, strict=True):
+                config._attn_implementation_internal = name
+
+    def _verify(self) -> None:
+        """Two ragged sequences in chunks and single tokens, against the model's own attention on each alone.
+
+        Whatever hides in a model beyond attention over K/V (a convolution, a state, positions counted inside) makes
+        packed rows disturb each other or breaks the chunks, and shows here.
+        """
+        size = min(self.vocab_size, 1000)
+        texts = [[(37 * i + 11) % size for i in range(11)], [(53 * i + 29) % size for i in range(6)]]
+        if self.max_length < 11 or self.cache.free_pages < 2 * (1 + 11 // self.cache.page_size):
+            return
+        sequences, ends = [self.add(), self.add()], list[Tensor]()
+        try:
+            long, short = (partial(Work, sequence) for sequence in sequences)
+            for work in (
+                [long(texts[0][:7]), short(texts[1][:5])],
+                [long(texts[0][7:10]), short(texts[1][5:])],
+                [long(texts[0][10:])],
+            ):
+                with self._packer.reserved(work) as batch, torch.inference_mode():
+                    ends.append(self._last_logits(batch))
+        finally:
+            for sequence in sequences:
+                self.free(sequence)
+        for text, logits in zip(texts, (ends[2][0], ends[1][1]), strict=True):
+            with torch.inference_mode():
+                ids = torch.tensor([text], device=self.layout.device)
+                own = self.model(input_ids=ids, use_cache=False).logits[0, -1]
+            scale = float(own.abs().max())
+            error = float((own.float() - logits.float()).abs().max())
+            if scale < float("inf") and not error <= _TOLERANCE[self.layout.dtype] * max(scale, 1.0):
+                raise UnsupportedModel(
+                    f"{type(self.model).__name__} over pages differs from its own attention by {error:.3g} in a logit "
+                    f"(largest logit {scale:.3g}): it has state or positions outside the K/V cache. verify=False skips "
+                    "this comparison"
+                )
+
+
+@lru_cache(maxsize=1)
+def _register() -> None:
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(ATTENTION, _attention)
+
+
+def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Stop tokens of the generation config and of the tokenizer; a model may have none."""
+    found = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ids = set(found) if isinstance(found, (list, tuple)) else {found}
+    ids.add(getattr(tokenizer, "eos_token_id", None))
+    return frozenset(int(token) for token in ids if token is not None)
+
+
+def _free_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) << 10
+    return 8 << 30  # no way to ask on this system; ``cache_tokens`` sets it

