@@ -18,7 +18,7 @@ import torch
 
 from fastpower.errors import BackendUnavailable
 
-BACKENDS = ("reference", "cpu", "triton", "cuda")
+BACKENDS = ("reference", "cpu", "triton", "cuda", "flash")  # flash has paged_attention only
 _AUTO = {"cpu": "cpu", "cuda": "triton"}  # torch calls HIP devices "cuda" too
 
 
@@ -49,12 +49,8 @@ def why_not(backend: str) -> str | None:
             if torch.cuda.is_available() or _interpreted():
                 return None
             return "torch sees no GPU (set TRITON_INTERPRET=1 before triton is imported to run it slowly on the CPU)"
-        case "cuda":
-            try:
-                module = importlib.import_module("fastpower.kernels.cuda")
-            except ImportError as error:
-                return f"the CUDA library cannot be imported ({error}); build with FASTPOWER_CUDA=1"
-            reason: str | None = module.why_not()
+        case "cuda" | "flash":
+            reason: str | None = importlib.import_module(f"fastpower.kernels.{backend}").why_not()
             return reason
     raise ValueError(f"backend must be 'auto' or one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
 
@@ -93,6 +89,7 @@ def _resolve(op: str, backend: str, device: str) -> Callable[..., Any]:
         "cpu": device == "cpu",
         "triton": device == "cuda" or _interpreted(),
         "cuda": device == "cuda",
+        "flash": device == "cuda",
     }
     if not fits[backend]:
         raise BackendUnavailable(f"{op}: backend {backend!r} cannot read {device} tensors; use backend='auto'")
@@ -102,7 +99,7 @@ def _resolve(op: str, backend: str, device: str) -> Callable[..., Any]:
     except ModuleNotFoundError as error:
         if error.name != module:
             raise
-        raise BackendUnavailable(f"backend {backend!r} has no {op}; use backend='reference'") from None
+        raise BackendUnavailable(f"backend {backend!r} has no {op}; use backend='auto'") from None
     return function
 
 
