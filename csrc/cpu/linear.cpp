@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 
 #include "cpu/linear_kernels.h"
 #include "cpu/parallel.h"
+#include "cpu/row_math.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -13,8 +15,9 @@
 namespace fastpower {
 namespace {
 
-constexpr int64_t kBlockSteps =
-    512;  // K block: 64 KiB of a panel, read from L2 by every row tile after the first
+// K block: 64 KiB of a panel, which every row tile after the first reads from L2.
+constexpr int64_t kBlockSteps = 512;
+constexpr int64_t kSerial = 1 << 15;  // elements: waking a thread costs more than converting fewer
 
 // Weights are read once per decode step, so each 4 KiB page would cost a TLB miss per step.
 void ask_for_huge_pages(void* data, int64_t bytes) {
@@ -68,31 +71,8 @@ void unpack_linear(const Linear& linear, void* weight) {
   }
 }
 
-Rows::Rows(const void* x, int64_t rows, int64_t in, int64_t row_stride, Dtype dtype)
-    : isa_(active_isa()),
-      data_(static_cast<const char*>(x)),
-      stride_(row_stride * (dtype == Dtype::float32 ? 4 : 2)) {
-  if (dtype == Dtype::float32) return;
-  if (isa_ == Isa::avx512_bf16 && in % 2 == 0) return;
-  const bfloat16* source = static_cast<const bfloat16*>(x);
-  const int64_t padded = (in + 1) / 2 * 2;
-  const bool keep = isa_ == Isa::avx512_bf16;
-  stride_ = padded * (keep ? 2 : 4);
-  scratch_.reset(new char[static_cast<size_t>(rows * stride_)]);
-  for (int64_t i = 0; i < rows; ++i) {
-    char* target = scratch_.get() + i * stride_;
-    std::memset(target + (padded - 2) * (keep ? 2 : 4), 0, keep ? 4 : 8);
-    if (keep)
-      std::memcpy(target, source + i * row_stride, static_cast<size_t>(in) * 2);
-    else
-      for (int64_t k = 0; k < in; ++k)
-        reinterpret_cast<float*>(target)[k] = to_float(source[i * row_stride + k]);
-  }
-  data_ = scratch_.get();
-}
-
 void linear_tile(const Linear& linear, const Rows& x, int64_t row0, int64_t rows, int64_t panel, float* acc) {
-  const LinearKernels& kernels = linear_kernels(x.isa(), linear.dtype);
+  const LinearKernels& kernels = linear_kernels(x.isa, linear.dtype);
   const int64_t steps = linear.steps();
   const char* w = static_cast<const char*>(linear.panels) + panel * linear.panel_bytes();
   std::memset(acc, 0, static_cast<size_t>(rows * kPanel) * sizeof(float));
@@ -102,39 +82,54 @@ void linear_tile(const Linear& linear, const Rows& x, int64_t row0, int64_t rows
     const int64_t count = std::min(kBlockSteps, steps - step);
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t begin = rows * t / tiles, end = rows * (t + 1) / tiles;
-      kernels.run[end - begin](x.row(row0 + begin) + step * kernels.x_step, x.stride(), w + step * kPanel * 4,
+      kernels.run[end - begin](x.row(row0 + begin) + step * kernels.x_step, x.stride, w + step * kPanel * 4,
                                count, acc + begin * kPanel);
     }
   }
+  if (!linear.bias) return;
+  const int64_t column = panel * kPanel, columns = std::min(kPanel, linear.out - column);
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t c = 0; c < columns; ++c) acc[i * kPanel + c] += linear.bias[column + c];
 }
+
+LinearTasks::LinearTasks(const Linear& linear, int64_t rows)
+    : row_tiles((rows + kTileRows - 1) / kTileRows),
+      run(std::max<int64_t>(1, linear.panel_count() / (8 * num_threads()))),
+      runs((linear.panel_count() + run - 1) / run) {}
 
 void linear(const Linear& linear, const void* x, int64_t rows, int64_t x_stride, void* y, int64_t y_stride,
             Dtype out_dtype) {
   if (rows == 0) return;
-  const Rows input(x, rows, linear.in, x_stride, linear.dtype);
-  const int64_t panels = linear.panel_count();
-  const int64_t row_tiles = (rows + kTileRows - 1) / kTileRows;
-  // Runs of panels long enough to stream, short enough to balance threads of unequal speed.
-  const int64_t run = std::max<int64_t>(1, panels / (8 * num_threads()));
-  const int64_t runs = (panels + run - 1) / run;
-  parallel_for(runs * row_tiles, [&](int64_t task) {
-    alignas(64) float acc[kTileRows * kPanel];
-    const int64_t row0 = (task / runs) * kTileRows, count = std::min(kTileRows, rows - row0);
-    const int64_t begin = (task % runs) * run, end = std::min(panels, begin + run);
-    for (int64_t panel = begin; panel < end; ++panel) {
-      linear_tile(linear, input, row0, count, panel, acc);
-      const int64_t column = panel * kPanel, columns = std::min(kPanel, linear.out - column);
-      for (int64_t i = 0; i < count; ++i) {
-        float* line = acc + i * kPanel;
-        if (linear.bias)
-          for (int64_t c = 0; c < columns; ++c) line[c] += linear.bias[column + c];
-        const int64_t offset = (row0 + i) * y_stride + column;
-        if (out_dtype == Dtype::float32)
-          std::memcpy(static_cast<float*>(y) + offset, line, static_cast<size_t>(columns) * sizeof(float));
-        else
-          for (int64_t c = 0; c < columns; ++c) from_float(line[c], static_cast<bfloat16*>(y) + offset + c);
-      }
-    }
+  const Isa isa = active_isa();
+  const RowMath& math = row_math(isa);
+  Rows input{isa, static_cast<const char*>(x), x_stride * (linear.dtype == Dtype::float32 ? 4 : 2)};
+  std::unique_ptr<char[]> scratch;
+  const bool narrow = Rows::narrow(isa, linear.dtype);
+  if (linear.dtype == Dtype::bfloat16 && !(narrow && linear.in % 2 == 0)) {
+    const int64_t size = narrow ? 2 : 4;
+    input.stride = (linear.in + 1) / 2 * 2 * size;
+    scratch.reset(new char[static_cast<size_t>(rows * input.stride)]);
+    input.data = scratch.get();
+    const auto copy = [&](int64_t i) {
+      const bfloat16* source = static_cast<const bfloat16*>(x) + i * x_stride;
+      char* target = scratch.get() + i * input.stride;
+      std::memset(target + input.stride - 2 * size, 0, static_cast<size_t>(2 * size));
+      if (narrow)
+        std::memcpy(target, source, static_cast<size_t>(linear.in) * 2);
+      else
+        math.widen(source, linear.in, reinterpret_cast<float*>(target));
+    };
+    if (rows * linear.in < kSerial)
+      for (int64_t i = 0; i < rows; ++i) copy(i);
+    else
+      parallel_for(rows, copy);
+  }
+  linear_into(linear, input, rows, [&](int64_t row, int64_t column, int64_t columns, const float* values) {
+    const int64_t offset = row * y_stride + column;
+    if (out_dtype == Dtype::float32)
+      std::memcpy(static_cast<float*>(y) + offset, values, static_cast<size_t>(columns) * sizeof(float));
+    else
+      math.narrow(values, columns, static_cast<bfloat16*>(y) + offset);
   });
 }
 

@@ -1,0 +1,252 @@
+#include "cpu/decoder_forward.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "cpu/paged_attention.h"
+
+namespace fastpower {
+namespace {
+
+constexpr int64_t kSerial = 1 << 13;  // floats: below it one thread is done before another has woken up
+
+// fn(i) for i < rows, in parallel when there is enough to do. fn(i) must touch row i only.
+template <typename Fn>
+void for_rows(int64_t rows, int64_t floats_per_row, const Fn& fn) {
+  const int64_t run = std::max<int64_t>(1, kSerial / 4 / floats_per_row);
+  if (rows * floats_per_row < kSerial) {
+    for (int64_t i = 0; i < rows; ++i) fn(i);
+    return;
+  }
+  parallel_for((rows + run - 1) / run, [&](int64_t task) {
+    for (int64_t i = task * run; i < std::min(rows, (task + 1) * run); ++i) fn(i);
+  });
+}
+
+class Clock {
+ public:
+  void add_to(double* part) {
+    const auto now = std::chrono::steady_clock::now();
+    *part += std::chrono::duration<double>(now - last_).count();
+    last_ = now;
+  }
+
+ private:
+  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
+};
+
+void reject(const char* name, int64_t i, int64_t value, int64_t size) {
+  throw std::out_of_range(std::string(name) + "[" + std::to_string(i) + "] must lie in [0, " +
+                          std::to_string(size) + "), got " + std::to_string(value));
+}
+
+}  // namespace
+
+void DecoderForward::check(const DecoderBatch& batch) const {
+  int64_t positions = model_.ropes.empty() ? 0 : model_.ropes[0].positions;
+  for (const Rope& rope : model_.ropes) positions = std::min(positions, rope.positions);
+  for (int64_t i = 0; i < batch.tokens; ++i) {
+    if (batch.ids[i] < 0 || batch.ids[i] >= model_.vocab) reject("ids", i, batch.ids[i], model_.vocab);
+    if (batch.positions[i] < 0 || batch.positions[i] >= positions)
+      reject("positions", i, batch.positions[i], positions);
+    if (batch.slots[i] < 0 || batch.slots[i] >= batch.num_pages * batch.page_size)
+      reject("slots", i, batch.slots[i], batch.num_pages * batch.page_size);
+  }
+  for (int64_t i = 0; i < batch.kept; ++i)
+    if (batch.keep[i] < 0 || batch.keep[i] >= batch.tokens) reject("keep", i, batch.keep[i], batch.tokens);
+}
+
+void DecoderForward::embed(const DecoderBatch& batch) {
+  const int64_t width = model_.hidden;
+  for_rows(batch.tokens, width, [&](int64_t i) {
+    float* row = hidden_.data() + i * width;
+    if (model_.dtype == Dtype::float32)
+      std::memcpy(row, static_cast<const float*>(model_.embedding) + batch.ids[i] * width,
+                  static_cast<size_t>(width) * sizeof(float));
+    else
+      math_->widen(static_cast<const bfloat16*>(model_.embedding) + batch.ids[i] * width, width, row);
+    if (model_.embedding_scale != 1.0f)
+      for (int64_t j = 0; j < width; ++j) row[j] *= model_.embedding_scale;
+  });
+}
+
+// Normed rows of the residual stream (all of them, or the listed ones), in the format of the kernels.
+Rows DecoderForward::norm(const float* weight, const int64_t* rows, int64_t count) {
+  const int64_t width = model_.hidden;
+  const bool narrow = Rows::narrow(isa_, model_.dtype);
+  for_rows(count, width, [&](int64_t i) {
+    float* out = normed_.data() + i * width;
+    float* wide = narrow ? block_.data() + i * width : out;
+    math_->rms_norm(hidden_.data() + (rows ? rows[i] : i) * width, weight, model_.eps, width, wide);
+    if (narrow) math_->narrow(wide, width, reinterpret_cast<bfloat16*>(out));
+  });
+  return {isa_, reinterpret_cast<const char*>(normed_.data()), width * 4};
+}
+
+// Rotated queries to query_, rotated keys and values to their slots.
+void DecoderForward::append(const DecoderLayer& layer, int64_t index, const DecoderBatch& batch) {
+  const DecoderModel& m = model_;
+  const Rope& rope = m.ropes[static_cast<size_t>(layer.rope)];
+  const int64_t dim = m.head_dim, half = dim / 2, heads = m.q_heads + 2 * m.kv_heads, size = size_of(m.dtype);
+  const auto store = [&](const float* head, char* target) {
+    if (m.dtype == Dtype::float32)
+      std::memcpy(target, head, static_cast<size_t>(dim) * sizeof(float));
+    else
+      math_->narrow(head, dim, reinterpret_cast<bfloat16*>(target));
+  };
+  for_rows(batch.tokens, heads * dim, [&](int64_t i) {
+    float* head = qkv_.data() + i * heads * dim;
+    const float* cos = rope.cos + batch.positions[i] * half;
+    const float* sin = rope.sin + batch.positions[i] * half;
+    const int64_t page = batch.slots[i] / batch.page_size, offset = batch.slots[i] % batch.page_size;
+    const int64_t slot =
+        (index * batch.layer_stride + page * batch.page_stride + offset * m.kv_heads * dim) * size;
+    char* targets[] = {query_.data() + i * m.q_heads * dim * size, static_cast<char*>(batch.k_cache) + slot,
+                       static_cast<char*>(batch.v_cache) + slot};
+    const int64_t counts[] = {m.q_heads, m.kv_heads, m.kv_heads};
+    const float* norms[] = {layer.q_norm, layer.k_norm, nullptr};
+    for (int part = 0; part < 3; ++part)
+      for (int64_t h = 0; h < counts[part]; ++h, head += dim) {
+        if (norms[part]) math_->rms_norm(head, norms[part], m.eps, dim, head);
+        if (part < 2) math_->rotate(head, cos, sin, half);
+        store(head, targets[part] + h * dim * size);
+      }
+  });
+}
+
+// residual stream += input Wᵀ, normed first where the model says so
+void DecoderForward::add_product(const Linear& linear, const Rows& input, const float* norm, int64_t tokens) {
+  const int64_t width = model_.hidden;
+  float* target = norm ? block_.data() : hidden_.data();
+  if (norm)
+    linear_into(
+        linear, input, tokens, [&](int64_t row, int64_t column, int64_t columns, const float* values) {
+          std::memcpy(target + row * width + column, values, static_cast<size_t>(columns) * sizeof(float));
+        });
+  else
+    linear_into(linear, input, tokens,
+                [&](int64_t row, int64_t column, int64_t columns, const float* values) {
+                  math_->add(values, columns, target + row * width + column);
+                });
+  if (norm)
+    for_rows(tokens, width, [&](int64_t i) {
+      float* row = block_.data() + i * width;
+      math_->rms_norm(row, norm, model_.eps, width, row);
+      math_->add(row, width, hidden_.data() + i * width);
+    });
+}
+
+void DecoderForward::attention_block(const DecoderLayer& layer, int64_t index, const DecoderBatch& batch) {
+  const DecoderModel& m = model_;
+  const int64_t tokens = batch.tokens, size = size_of(m.dtype), width = m.q_heads * m.head_dim;
+  const int64_t packed = layer.qkv.out;
+  Clock clock;
+  linear_into(layer.qkv, norm(layer.input_norm, nullptr, tokens), tokens,
+              [&](int64_t row, int64_t column, int64_t columns, const float* values) {
+                std::memcpy(qkv_.data() + row * packed + column, values,
+                            static_cast<size_t>(columns) * sizeof(float));
+              });
+  clock.add_to(&times_.qkv);
+  append(layer, index, batch);
+  clock.add_to(&times_.append);
+  PagedAttention a{};
+  a.query = query_.data();
+  a.k_cache = static_cast<char*>(batch.k_cache) + index * batch.layer_stride * size;
+  a.v_cache = static_cast<char*>(batch.v_cache) + index * batch.layer_stride * size;
+  a.out = attended_.data();
+  a.dtype = m.dtype;
+  a.query_token_stride = width;
+  a.query_head_stride = m.head_dim;
+  a.k_page_stride = a.v_page_stride = batch.page_stride;
+  a.tokens = tokens;
+  a.q_heads = m.q_heads;
+  a.kv_heads = m.kv_heads;
+  a.head_dim = m.head_dim;
+  a.num_pages = batch.num_pages;
+  a.page_size = batch.page_size;
+  a.page_table = batch.page_table;
+  a.sequences = batch.sequences;
+  a.max_pages = a.table_stride = batch.max_pages;
+  a.query_starts = batch.query_starts;
+  a.lengths = batch.lengths;
+  a.shared_starts = batch.shared_starts;
+  a.shared_pages = batch.shared_pages;
+  a.groups = batch.groups;
+  a.scale = m.scale;
+  a.softcap = m.softcap;
+  a.window = layer.window;
+  paged_attention(a);
+  clock.add_to(&times_.attention);
+  Rows attended{isa_, attended_.data(), width * size};
+  if (m.dtype == Dtype::bfloat16 && !Rows::narrow(isa_, m.dtype)) {
+    for_rows(tokens, width, [&](int64_t i) {  // q, k and v have been used up: their buffer is free again
+      math_->widen(reinterpret_cast<const bfloat16*>(attended_.data()) + i * width, width,
+                   qkv_.data() + i * width);
+    });
+    attended = {isa_, reinterpret_cast<const char*>(qkv_.data()), width * 4};
+  }
+  add_product(layer.out, attended, layer.attention_norm, tokens);
+  clock.add_to(&times_.out);
+}
+
+void DecoderForward::mlp_block(const DecoderLayer& layer, int64_t tokens) {
+  Clock clock;
+  const Rows input = norm(layer.mlp_norm, nullptr, tokens);
+  const int64_t width = model_.intermediate;
+  const bool narrow = Rows::narrow(isa_, model_.dtype);
+  for_each_panel(layer.gate, tokens, [&](int64_t row0, int64_t count, int64_t panel) {
+    alignas(64) float gate[kTileRows * kPanel], up[kTileRows * kPanel];
+    linear_tile(layer.gate, input, row0, count, panel, gate);
+    linear_tile(layer.up, input, row0, count, panel, up);
+    math_->gate(gate, up, count * kPanel, model_.activation, gate);
+    const int64_t column = panel * kPanel, columns = std::min(kPanel, width - column);
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t at = (row0 + i) * width + column;
+      if (narrow)
+        math_->narrow(gate + i * kPanel, columns, reinterpret_cast<bfloat16*>(gated_.data()) + at);
+      else
+        std::memcpy(gated_.data() + at, gate + i * kPanel, static_cast<size_t>(columns) * sizeof(float));
+    }
+  });
+  const Rows gated{isa_, reinterpret_cast<const char*>(gated_.data()), width * (narrow ? 2 : 4)};
+  add_product(layer.down, gated, layer.output_norm, tokens);
+  clock.add_to(&times_.mlp);
+}
+
+void DecoderForward::run(const DecoderBatch& batch) {
+  std::lock_guard<std::mutex> turn(turn_);
+  check(batch);
+  isa_ = active_isa();
+  math_ = &row_math(isa_);
+  times_ = {};
+  const auto grow = [&](auto* buffer, int64_t width) {
+    const size_t size = static_cast<size_t>(std::max(batch.tokens, batch.kept) * width);
+    if (buffer->size() < size) buffer->resize(size);
+  };
+  const int64_t queries = model_.q_heads * model_.head_dim;
+  grow(&hidden_, model_.hidden);
+  grow(&normed_, model_.hidden);
+  grow(&block_, model_.hidden);
+  grow(&gated_, model_.intermediate);
+  grow(&qkv_, queries + 2 * model_.kv_heads * model_.head_dim);
+  grow(&query_, queries * 4);
+  grow(&attended_, queries * 4);
+  embed(batch);
+  for (size_t i = 0; i < model_.layers.size(); ++i) {
+    attention_block(model_.layers[i], static_cast<int64_t>(i), batch);
+    mlp_block(model_.layers[i], batch.tokens);
+  }
+  Clock clock;
+  const Rows last = norm(model_.final_norm, batch.keep, batch.kept);
+  linear_into(model_.head, last, batch.kept,
+              [&](int64_t row, int64_t column, int64_t columns, const float* values) {
+                std::memcpy(batch.logits + row * model_.vocab + column, values,
+                            static_cast<size_t>(columns) * sizeof(float));
+              });
+  clock.add_to(&times_.head);
+}
+
+}  // namespace fastpower
