@@ -1,0 +1,408 @@
+"""Causal attention of ragged queries over paged keys and values, reduced over fixed splits of positions.
+
+Positions are cut in splits of 256 tokens, aligned to position 0. Inside split c a query keeps, in base 2, running over
+tiles of keys in order (the factors 2^(m_old − m_new) are left out here),
+
+    m_c = max x_j       s_c = Σ 2^(x_j − m_c)       o_c = Σ 2^(x_j − m_c) v_j       x_j = scale · log2 e · q·k_j
+
+and a second launch folds the splits together in order, starting from (−inf, 0, 0):
+
+    m' = max(m, m_c)    s' = s 2^(m − m') + s_c 2^(m_c − m')    o' = o 2^(m − m') + o_c 2^(m_c − m')    output = o / s
+
+A key that a query may not see gets x = −inf and adds exactly 0. So the bits of a query's row depend on its own keys
+alone: what else is in the batch, how many programs share a sequence's splits, and whether a split was read for one
+sequence or once for a group that shares its pages, are choices of speed. The sums of a split cost (D + 2) float32 per
+row, under HG / 100 of the K/V bytes they stand for (HG = query heads per K/V head).
+
+A program's tile holds M rows, (query, head) pairs that read the same K/V head: the query heads of a decode step,
+several queries of a prefill chunk, or the queries of all sequences that share a run of pages. M depends on dtype and
+head dimension alone, since another tile would use another matrix instruction, and with it other bits.
+"""
+
+import torch
+
+import triton
+import triton.language as tl
+
+SPLIT = 256
+PROGRAMS = 1024  # as many as keep a large GPU busy; more splits than that are looped over
+MAX_PARTIAL_BYTES = 1 << 28  # longer prefills run in several launches
+EVERY = tl.constexpr(1 << 30)  # a position after every key
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def tanh(x):
+    """Lambert's continued fraction at x / 4, then tanh 2y = 2 t / (1 + t²) twice: relative error 3e-7 everywhere (the
+    quotient of exponentials cancels near 0), no libdevice (the interpreter has none), no selection."""
+    y = tl.minimum(tl.maximum(x, -9.0), 9.0) * 0.25
+    y2 = y * y
+    t = y * (135135.0 + y2 * (17325.0 + y2 * (378.0 + y2)))
+    t = t / (135135.0 + y2 * (62370.0 + y2 * (3150.0 + y2 * 28.0)))
+    t = 2.0 * t / (1.0 + t * t)
+    return 2.0 * t / (1.0 + t * t)
+
+
+@triton.jit
+def locate(
+    i_tile,
+    query_starts_ptr,
+    group_starts_ptr,
+    count,
+    low,
+    high,
+    IS_GROUP: tl.constexpr,
+    M: tl.constexpr,
+    HG: tl.constexpr,
+    COUNT: tl.constexpr,
+):
+    """(owner, its first query, end of its queries, tile of the owner) of a flat tile index. Owners are sequences, or
+    groups of sequences; each cuts its (query, head) rows in tiles of M. Only queries low … high − 1 count.
+    owner ≥ count for tiles beyond the last."""
+    o = tl.arange(0, COUNT)
+    mask = o < count
+    o_first = o
+    o_end = o + 1
+    if IS_GROUP:
+        o_first = tl.load(group_starts_ptr + o, mask=mask, other=0)
+        o_end = tl.load(group_starts_ptr + o + 1, mask=mask, other=0)
+    b_first = tl.minimum(tl.maximum(tl.load(query_starts_ptr + o_first, mask=mask, other=0), low), high)
+    b_end = tl.minimum(tl.maximum(tl.load(query_starts_ptr + o_end, mask=mask, other=0), low), high)
+    b_tiles = ((b_end - b_first) * HG + M - 1) // M
+    owner = tl.sum((tl.cumsum(b_tiles, axis=0) <= i_tile).to(tl.int32), axis=0)
+    first = tl.sum(tl.where(o == owner, b_first, 0), axis=0)
+    end = tl.sum(tl.where(o == owner, b_end, 0), axis=0)
+    return owner, first, end, i_tile - tl.sum(tl.where(o < owner, b_tiles, 0), axis=0)
+
+
+@triton.jit
+def shared_end(
+    i_sequence,
+    group_starts_ptr,
+    group_pages_ptr,
+    groups,
+    PAGE: tl.constexpr,
+    SPLIT: tl.constexpr,
+    GROUPS: tl.constexpr,
+):
+    """First position of a sequence after the splits that lie wholly in the pages its group shares."""
+    o = tl.arange(0, GROUPS)
+    mask = o < groups
+    b_first = tl.load(group_starts_ptr + o, mask=mask, other=0)
+    b_last = tl.load(group_starts_ptr + o + 1, mask=mask, other=0)
+    b_pages = tl.load(group_pages_ptr + o, mask=mask, other=0)
+    return tl.sum(tl.where((b_first <= i_sequence) & (i_sequence < b_last), b_pages, 0), axis=0) * PAGE // SPLIT * SPLIT
+
+
+@triton.jit
+def attend_split(
+    rows,  # (queries (M, DP), last position each sees (M,), ancestor words (M,), position of the first query)
+    start,  # positions visited: from start (a multiple of N) to end − 1
+    end,
+    cache,
+    score,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    PAGE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    TREE: tl.constexpr,
+):
+    """(m, s, o) of one split for the rows of a tile."""
+    b_q, b_last, b_ancestors, context = rows
+    p_pages, p_k, p_v, k_stride_page, k_stride_slot, v_stride_page, v_stride_slot = cache
+    scale, window, softcap = score
+    o_n = tl.arange(0, N)
+    o_d = tl.arange(0, DP)
+    m_d = o_d < D
+    m = tl.full((M,), float("-inf"), tl.float32)
+    s = tl.zeros((M,), tl.float32)
+    b_o = tl.zeros((M, DP), tl.float32)
+    for i_start in range(start, end, N):
+        o_token = i_start + o_n
+        m_token = o_token < end
+        o_page = tl.load(p_pages + o_token // PAGE, mask=m_token, other=0).to(tl.int64)
+        o_k = o_page * k_stride_page + (o_token % PAGE) * k_stride_slot
+        m_kv = m_token[:, None]
+        if D < DP:
+            m_kv = m_kv & m_d[None, :]
+        b_k = tl.load(p_k + o_k[:, None] + o_d[None, :], mask=m_kv, other=0.0)
+        b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee") * scale
+        if SOFTCAP:
+            b_s = softcap * tanh(b_s / softcap)
+        b_age = b_last[:, None] - o_token[None, :]
+        m_seen = b_age >= 0
+        if WINDOW:
+            m_seen = b_age.to(tl.uint32) < window  # negative ages are beyond every window
+        if TREE:
+            o_new = o_token - context
+            b_bits = b_ancestors[:, None] >> tl.maximum(o_new, 0).to(tl.int64)[None, :]
+            m_seen = m_seen & ((o_new < 0)[None, :] | ((b_bits & 1) != 0))
+        # The selection also keeps the scaling above from being fused into the subtraction below in one kernel only.
+        b_s = tl.where(m_seen, b_s * LOG2E, float("-inf"))
+        m_new = tl.maximum(m, tl.max(b_s, axis=1))
+        m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)
+        decay = tl.exp2(m - m_safe)
+        b_p = tl.exp2(b_s - m_safe[:, None])
+        s = tl.fma(s, decay, tl.sum(b_p, axis=1))
+        o_v = o_page * v_stride_page + (o_token % PAGE) * v_stride_slot
+        b_v = tl.load(p_v + o_v[:, None] + o_d[None, :], mask=m_kv, other=0.0)
+        b_o = tl.dot(b_p.to(b_v.dtype), b_v, b_o * decay[:, None], input_precision="ieee")
+        m = m_new
+    return m, s, b_o
+
+
+@triton.jit
+def attend_kernel(
+    query_ptr,  # (queries, Hq, D), last stride 1
+    k_cache_ptr,  # (pages, PAGE, Hkv, D), last stride 1
+    v_cache_ptr,
+    page_table_ptr,  # (sequences, max_pages) int32
+    query_starts_ptr,  # (sequences + 1,) int32
+    lengths_ptr,  # (sequences,) int32
+    ancestors_ptr,  # (queries,) int64, unused without TREE
+    group_starts_ptr,  # (groups + 1,) int32, unused without GROUPS
+    group_pages_ptr,  # (groups,) int32
+    out_ptr,  # FINAL: (queries, Hq, D) contiguous out; else (splits, high − low, Hq, D) float32 out
+    m_ptr,  # (splits, high − low, Hq) float32 out, unused with FINAL
+    s_ptr,
+    sequences,
+    groups,
+    low,  # this launch is for queries low … high − 1
+    high,
+    own_tiles,  # programs from here on are tiles of groups
+    q_stride_token,
+    q_stride_head,
+    k_stride_page,
+    k_stride_slot,
+    k_stride_head,
+    v_stride_page,
+    v_stride_slot,
+    v_stride_head,
+    table_stride,
+    scale,
+    window,
+    softcap,
+    HG: tl.constexpr,  # query heads per K/V head
+    D: tl.constexpr,
+    DP: tl.constexpr,  # power of two ≥ D
+    M: tl.constexpr,
+    N: tl.constexpr,
+    PAGE: tl.constexpr,
+    SPLIT: tl.constexpr,
+    SEQUENCES: tl.constexpr,  # power of two ≥ sequences
+    GROUPS: tl.constexpr,  # power of two ≥ groups, 0 without sharing
+    FINAL: tl.constexpr,  # there is one split: write the output itself
+    WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    TREE: tl.constexpr,
+):
+    """Program (tile, K/V head, z): splits z, z + programs, … of a tile whose rows belong to one sequence, or, for the
+    splits it shares, to a group."""
+    i_program = tl.program_id(0)
+    i_head = tl.program_id(1).to(tl.int64)
+    if GROUPS == 0 or i_program < own_tiles:
+        i_sequence, first_query, end_query, i_tile = locate(
+            i_program, query_starts_ptr, group_starts_ptr, sequences, low, high, False, M, HG, SEQUENCES
+        )
+        if i_sequence >= sequences:
+            return
+        length = tl.load(lengths_ptr + i_sequence)
+        # Position of a query = its index + shift; the last query of the sequence is at length − 1.
+        shift = length - tl.load(query_starts_ptr + i_sequence + 1)
+        context = shift + tl.load(query_starts_ptr + i_sequence)
+        end = length
+        if not TREE:
+            end = tl.minimum(shift + first_query + (i_tile * M + M - 1) // HG + 1, length)
+        begin = 0
+        if GROUPS > 0:
+            begin = shared_end(i_sequence, group_starts_ptr, group_pages_ptr, groups, PAGE, SPLIT, GROUPS)
+    else:
+        i_group, first_query, end_query, i_tile = locate(
+            i_program - own_tiles, query_starts_ptr, group_starts_ptr, groups, low, high, True, M, HG, GROUPS
+        )
+        if i_group >= groups:
+            return
+        i_sequence = tl.load(group_starts_ptr + i_group)
+        end = tl.load(group_pages_ptr + i_group) * PAGE // SPLIT * SPLIT
+        begin = 0
+        length = end * 0 + EVERY  # every query sees all of it
+        shift = length
+        context = length
+    if WINDOW:
+        begin = tl.maximum(shift + first_query + i_tile * M // HG - window + 1, 0) // N * N
+
+    o_row = i_tile * M + tl.arange(0, M)
+    o_d = tl.arange(0, DP)
+    o_query = first_query + o_row // HG
+    o_head = i_head * HG + o_row % HG
+    m_row = o_query < end_query
+    mask = m_row[:, None] & (o_d < D)[None, :]
+    p_row = query_ptr + o_query.to(tl.int64) * q_stride_token + o_head * q_stride_head
+    b_q = tl.load(p_row[:, None] + o_d[None, :], mask=mask, other=0.0)
+    b_last = tl.where(m_row, shift + o_query, -1)
+    b_ancestors = tl.zeros((M,), tl.int64)
+    if TREE:
+        b_ancestors = tl.load(ancestors_ptr + o_query, mask=m_row, other=0)
+        b_last = tl.where(m_row, length - 1, -1)
+    rows = (b_q, b_last, b_ancestors, context)
+    cache = (
+        page_table_ptr + i_sequence.to(tl.int64) * table_stride,
+        k_cache_ptr + i_head * k_stride_head,
+        v_cache_ptr + i_head * v_stride_head,
+        k_stride_page,
+        k_stride_slot,
+        v_stride_page,
+        v_stride_slot,
+    )
+    score = (scale, window, softcap)
+    heads = tl.num_programs(1).to(tl.int64) * HG
+    o_out = (o_query - low) * heads + o_head
+    if FINAL:
+        _, s, b_o = attend_split(rows, begin, end, cache, score, D, DP, M, N, PAGE, WINDOW, SOFTCAP, TREE)
+        b_o = b_o / s[:, None]
+        tl.store(out_ptr + o_out[:, None] * D + o_d[None, :], b_o.to(out_ptr.dtype.element_ty), mask=mask)
+    else:
+        for i_split in range(begin // SPLIT + tl.program_id(2), (end + SPLIT - 1) // SPLIT, tl.num_programs(2)):
+            first = tl.maximum(i_split * SPLIT, begin)
+            last = tl.minimum(i_split * SPLIT + SPLIT, end)
+            m, s, b_o = attend_split(rows, first, last, cache, score, D, DP, M, N, PAGE, WINDOW, SOFTCAP, TREE)
+            o_partial = o_out + i_split * ((high - low) * heads)
+            tl.store(m_ptr + o_partial, m, mask=m_row)
+            tl.store(s_ptr + o_partial, s, mask=m_row)
+            tl.store(out_ptr + o_partial[:, None] * D + o_d[None, :], b_o, mask=mask)
+
+
+@triton.jit
+def fold_kernel(
+    m_ptr,  # (splits, high − low, Hq) float32
+    s_ptr,
+    o_ptr,  # (splits, high − low, Hq, D) float32
+    query_starts_ptr,
+    lengths_ptr,
+    out_ptr,  # (queries, Hq, D) contiguous out
+    sequences,
+    low,
+    window,
+    HG: tl.constexpr,
+    HGP: tl.constexpr,  # power of two ≥ HG
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    SPLIT: tl.constexpr,
+    SEQUENCES: tl.constexpr,
+    WINDOW: tl.constexpr,
+    TREE: tl.constexpr,
+):
+    """Program (query − low, K/V head): folds the splits that the query sees, in order."""
+    i_query = low + tl.program_id(0)
+    o_sequence = tl.arange(0, SEQUENCES)
+    b_ends = tl.load(query_starts_ptr + 1 + o_sequence, mask=o_sequence < sequences, other=EVERY)
+    i_sequence = tl.sum((b_ends <= i_query).to(tl.int32), axis=0)
+    last = tl.load(lengths_ptr + i_sequence) - 1
+    if not TREE:
+        last += i_query + 1 - tl.load(query_starts_ptr + i_sequence + 1)
+    first = 0
+    if WINDOW:
+        first = tl.maximum(last - window + 1, 0) // SPLIT
+
+    o_head = tl.arange(0, HGP)
+    o_d = tl.arange(0, DP)
+    m_head = o_head < HG
+    mask = m_head[:, None] & (o_d < D)[None, :]
+    heads = tl.num_programs(1).to(tl.int64) * HG
+    m = tl.full((HGP,), float("-inf"), tl.float32)
+    s = tl.zeros((HGP,), tl.float32)
+    b_o = tl.zeros((HGP, DP), tl.float32)
+    o_row = tl.program_id(1) * HG + o_head
+    for i_split in range(first, last // SPLIT + 1):
+        o_partial = (i_split * tl.num_programs(0) + tl.program_id(0)) * heads + o_row
+        m_split = tl.load(m_ptr + o_partial, mask=m_head, other=float("-inf"))
+        s_split = tl.load(s_ptr + o_partial, mask=m_head, other=0.0)
+        b_split = tl.load(o_ptr + o_partial[:, None] * D + o_d[None, :], mask=mask, other=0.0)
+        m_new = tl.maximum(m, m_split)
+        m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)
+        before = tl.exp2(m - m_safe)
+        here = tl.exp2(m_split - m_safe)
+        s = tl.fma(s, before, s_split * here)
+        b_o = tl.fma(b_o, before[:, None], b_split * here[:, None])
+        m = m_new
+    o_out = i_query * heads + o_row
+    tl.store(out_ptr + o_out[:, None] * D + o_d[None, :], (b_o / s[:, None]).to(out_ptr.dtype.element_ty), mask=mask)
+
+
+def tile(dtype, head_dim):
+    """(M, N, num_warps, num_stages): rows and keys of a tile. A function of these two alone, see the module's text."""
+    N = 32 if dtype == torch.float32 else 64
+    return (16, N, 4, 2) if head_dim <= 128 else (16, N // 2, 4, 2)
+
+
+def paged_attention(
+    query,
+    k_cache,
+    v_cache,
+    page_table,
+    query_starts,
+    lengths,
+    *,
+    scale=None,
+    window=0,
+    softcap=0.0,
+    shared=None,
+    ancestors=None,
+):
+    """Causal paged attention; the contract is that of ``fastpower.kernels.paged_attention``.
+
+    Beyond the contract, ``ancestors`` (queries,) int64: the new tokens of a sequence, at most 64, form a tree, and bit
+    j of a query's word says whether it sees new token j of its sequence (its own bit included) besides everything
+    before the new tokens. Not together with ``window``.
+
+    Arguments are trusted. Nothing is read back from the device, so calls can be captured in a CUDA graph. Splits are
+    counted from the width of ``page_table``: cut it to the pages in use.
+    """
+    queries, heads, D = query.shape
+    page_size, kv_heads = k_cache.shape[1:3]
+    sequences, max_pages = page_table.shape
+    out = torch.empty((queries, heads, D), dtype=query.dtype, device=query.device)
+    if queries == 0:
+        return out
+    if query.stride(2) != 1:
+        query = query.contiguous()
+    HG = heads // kv_heads
+    M, N, num_warps, num_stages = tile(query.dtype, D)
+    splits = triton.cdiv(max_pages * page_size, SPLIT)
+    # Under a window a shared prefix is soon out of sight: not worth a second kind of mask.
+    groups = 0 if shared is None or window > 0 or splits == 1 else shared[1].shape[0]
+    group_starts, group_pages = shared if groups else (query_starts, lengths)
+    shape = dict(HG=HG, D=D, DP=triton.next_power_of_2(D), SPLIT=SPLIT, SEQUENCES=triton.next_power_of_2(sequences))
+    flags = dict(WINDOW=window > 0, TREE=ancestors is not None)
+
+    def tiles(owners, count):  # at most this many tiles in all, whatever the counts of queries are on the device
+        return (count * HG + min(owners, count) * (M - 1)) // M
+
+    step = queries if splits == 1 else max(1, MAX_PARTIAL_BYTES // (splits * heads * (D + 2) * 4))
+    for low in range(0, queries, step):
+        count = min(step, queries - low)
+        own_tiles, group_tiles = tiles(sequences, count), tiles(groups, count)
+        m = s = partial = out
+        if splits > 1:
+            partial = torch.empty((splits, count, heads, D), dtype=torch.float32, device=query.device)
+            m, s = torch.empty((2, splits, count, heads), dtype=torch.float32, device=query.device)
+        depth = max(1, min(splits, PROGRAMS // ((own_tiles + group_tiles) * kv_heads)))
+        attend_kernel[(own_tiles + group_tiles, kv_heads, depth)](
+            *(query, k_cache, v_cache, page_table, query_starts, lengths),
+            *(query_starts if ancestors is None else ancestors, group_starts, group_pages),
+            *(partial, m, s, sequences, groups, low, low + count, own_tiles),
+            *(*query.stride()[:2], *k_cache.stride()[:3], *v_cache.stride()[:3], page_table.stride(0)),
+            *(D**-0.5 if scale is None else scale, window, softcap),
+            **dict(shape, M=M, N=N, PAGE=page_size, GROUPS=triton.next_power_of_2(groups) if groups else 0),
+            **dict(flags, FINAL=splits == 1, SOFTCAP=softcap > 0, num_warps=num_warps, num_stages=num_stages),
+        )
+        if splits > 1:
+            fold_kernel[(count, kv_heads)](
+                *(m, s, partial, query_starts, lengths, out, sequences, low, window),
+                **dict(shape, HGP=triton.next_power_of_2(HG), num_warps=4),
+                **flags,
+            )
+    return out
