@@ -56,8 +56,18 @@ class _PackedForward:
 class Acceleration:
     """What ``accelerate`` changed. A context manager; ``close`` may be called more than once."""
 
-    def __init__(self, modules: dict[str, Any]) -> None:
-        self._modules = modules
+    def __init__(self, modules: dict[str, Any], forwards: list[_PackedForward]) -> None:
+        self._modules, self._forwards = modules, forwards
+
+    def pause(self) -> None:
+        """Give every module its own forward back, but keep the packed weights."""
+        for module in self._modules.values():
+            module.__dict__.pop("forward", None)
+
+    def resume(self) -> None:
+        """Undo ``pause``."""
+        for module, forward in zip(self._modules.values(), self._forwards, strict=True):
+            module.__dict__["forward"] = forward
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -66,9 +76,8 @@ class Acceleration:
 
     def close(self) -> None:
         """Give every module its own forward back and free the packed weights."""
-        for module in self._modules.values():
-            module.__dict__.pop("forward", None)
-        self._modules = {}
+        self.pause()
+        self._modules, self._forwards = {}, []
 
     def __enter__(self) -> Acceleration:
         return self
@@ -87,13 +96,15 @@ def accelerate(model: nn.Module) -> Acceleration:
     weight that two modules share is packed for each that multiplies by it). A weight that is written to later is packed
     again at its next use.
     """
-    modules = {}
+    modules, forwards = {}, []
     for name, module in model.named_modules():
         transposed = type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
         if not (type(module) is nn.Linear or transposed) or "forward" in vars(module):
             continue
         weight: Tensor = module.weight
         if weight.dtype in _DTYPES and weight.device.type == "cpu" and weight.numel():
-            module.forward = _PackedForward(module, transposed)
             modules[name] = module
-    return Acceleration(modules)
+            forwards.append(_PackedForward(module, transposed))
+    acceleration = Acceleration(modules, forwards)
+    acceleration.resume()
+    return acceleration

@@ -6,9 +6,12 @@ import fastpower._C as _C
 import numpy as np
 import pytest
 import torch
+import transformers
 from torch import nn
 
+from fastpower.decoders import Draws, Work
 from fastpower.decoders.fused import FusedForward, why_not
+from fastpower.decoders.transformers import TransformersDecoder
 from fastpower.engine import accelerate
 from tests.tiny_models import tiny_model
 
@@ -247,3 +250,65 @@ def test_bad_metadata_is_refused_before_anything_is_written():
     assert cache.k.isnan().all() and cache.v.isnan().all()
     with pytest.raises(TypeError, match="contiguous int32 array"):
         fused(cache.k, cache.v, **good, **dict(pages, starts=long(0, 1)))
+
+
+# ---------------------------------------------------------------------------------------------------- in a decoder
+
+
+def draws_for(rows):
+    return Draws(
+        alpha=np.full(rows, 2.0, np.float32),
+        exponents=np.array([2.0], np.float32),
+        rows=np.arange(rows),
+        keys=np.arange(rows, dtype=np.uint64) + np.uint64(7),
+        positions=np.full(rows, 3),
+        exclude=np.full(rows, -1),
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_decoder_records_do_not_depend_on_the_batch(dtype, threads):
+    texts = [list(map(int, text)) for text in histories(7)]
+    with TransformersDecoder(tiny_model("qwen3", dtype), cache_tokens=2000) as decoder:
+        assert decoder.batch_invariant
+        threads(2)
+        together = decoder.forward([Work(decoder.add(), text) for text in texts], draws_for(7))
+        threads(1)
+        for row, text in enumerate(texts):
+            sequence = decoder.add()
+            decoder.forward([Work(sequence, text[:-1])], draws_for(1))
+            alone = decoder.forward([Work(sequence, text[-1:])], draws_for(1))
+            assert alone.logz[0] == together.logz[row] and alone.entropy[0] == together.entropy[row]
+            one = draws_for(1)._replace(keys=np.array([row + 7], np.uint64))
+            alone = decoder.forward([Work(decoder.add(), text)], one)
+            assert alone.token[0] == together.token[row] and alone.logp[0] == together.logp[row]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_decoder_with_and_without_acceleration_agree(kind):
+    if kind == "gpt2":
+        model = transformers.AutoModelForCausalLM.from_config(
+            transformers.GPT2Config(vocab_size=331, n_embd=96, n_layer=2, n_head=6, n_positions=512)
+        ).eval()
+    else:
+        model = tiny_model(kind)
+    results = []
+    for accelerated in (True, False):
+        with TransformersDecoder(model, cache_tokens=200, accelerate=accelerated) as decoder:
+            assert decoder.batch_invariant is (accelerated and kind == "llama")
+            results.append(decoder.forward([Work(decoder.add(), [5, 9, 2]), Work(decoder.add(), [7])], draws_for(2)))
+            assert not any("forward" in vars(module) for module in model.modules())
+    np.testing.assert_allclose(results[0].logz, results[1].logz, atol=1e-4)
+    np.testing.assert_allclose(results[0].entropy, results[1].entropy, atol=1e-4)
+
+
+def test_a_hook_set_later_is_called():
+    model = tiny_model("llama")
+    with TransformersDecoder(model, cache_tokens=200) as decoder:
+        sequence, seen = decoder.add(), []
+        decoder.forward([Work(sequence, [3, 4])], draws_for(1))
+        handle = model.model.layers[0].register_forward_hook(lambda module, args, out: seen.append(1))
+        decoder.forward([Work(sequence, [5])], draws_for(1))
+        handle.remove()
+        decoder.forward([Work(sequence, [6])], draws_for(1))
+    assert seen == [1]

@@ -36,15 +36,14 @@ class FusedForward:
     """Packed weights of one model and its forward over a paged cache. Batch-invariant bit for bit.
 
     The weights are copied once (packed), so the model's own stay as they are; if they are written to later, the next
-    forward packs them again. Forward hooks set after construction are not seen.
+    forward packs them again. Forward hooks of the modules are not called: ask ``hooked`` before.
     """
 
     def __init__(self, model: Any) -> None:
         """Use ``of``: this assumes that the model is one that can be taken."""
         self._model = model
-        self._parameters = list(model.parameters())
+        self._parameters, self._modules = list(model.parameters()), list(model.modules())
         self._positions = 0
-        self._logits = torch.empty(0)
         self._pack()
 
     @classmethod
@@ -67,16 +66,12 @@ class FusedForward:
     ) -> Tensor:
         """Append K/V of the packed tokens to ``k``, ``v`` (layers, pages, page_size, kv_heads, head_dim) and return
         the (len(keep), V) float32 logits of the tokens ``keep``; see ``paged_attention`` for the page metadata.
-
-        The result is overwritten by the next call.
         """
         if self._version != self._current_version():
             self._pack()
         self._grow_ropes(int(positions.max()) + 1)
         rows = len(keep)
-        if self._logits.shape[0] < rows:
-            self._logits = torch.empty(rows, self.vocab_size)
-        logits = self._logits[:rows]
+        logits = torch.empty(rows, self.vocab_size)
         keep = np.ascontiguousarray(keep, np.int64)
         groups = (np.empty(0, np.int32), np.empty(0, np.int32)) if shared is None else shared
         self._forward.run(
@@ -103,6 +98,11 @@ class FusedForward:
             logits=logits.data_ptr(),
         )
         return logits
+
+    @property
+    def hooked(self) -> bool:
+        """Whether a module of the model has got a forward hook meanwhile, which only its own forward would call."""
+        return any(module._forward_hooks or module._forward_pre_hooks for module in self._modules)
 
     def times(self) -> dict[str, float]:
         """Seconds that the parts of the last forward took."""

@@ -20,12 +20,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastpower import kernels
+from fastpower import engine, kernels
 from fastpower.cache import PagedCache
 from fastpower.decoders.base import Draws, TokenDraws, TokenScores, Work
 from fastpower.decoders.batch import PackedBatch, Packer
+from fastpower.decoders.fused import FusedForward
 from fastpower.decoders.layout import ATTENTION, kv_layout, refuse_by_config
+from fastpower.engine import Acceleration
 from fastpower.errors import InvalidLogits, UnsupportedModel
+from fastpower.kernels.dispatch import pick
 from fastpower.models import prompt_tokens
 
 #: bytes of logits that ``score`` holds at a time
@@ -99,15 +102,18 @@ class TransformersDecoder:
     page_size     tokens per page
     backend       of the kernels, see ``fastpower.kernels.backends``
     verify        compare a short ragged batch with the model's own attention now (three forwards of a few tokens)
+    accelerate    on the CPU, float32 or bfloat16: pack the weights (a second copy of them). Llama, Mistral, Qwen2,
+                  Qwen3 and Gemma-3 then run in one C++ call per forward, batch-invariant bit for bit
+                  (``fastpower.decoders.fused``); other models with packed matrix products (``fastpower.engine``)
 
-    The model is left as it is: its attention is exchanged only while ``forward`` and ``score`` run (so they must not
-    run at the same time as other uses of the same model in other threads), and no weight is touched.
+    The model is left as it is: its attention and products are exchanged only while ``forward`` and ``score`` run (so
+    they must not run at the same time as other uses of the same model in other threads), and no weight is touched.
 
     Raises UnsupportedModel, naming what cannot run over pages: recurrent state, encoder–decoder, attention sinks,
     latent attention, layers of different shapes, more than one device, or an answer that differs from the model's own.
     """
 
-    batch_invariant = False  # torch's matrix products choose their summation by the number of rows
+    batch_invariant: bool  #: True for the fused forward; torch's products choose their summation by the number of rows
 
     def __init__(
         self,
@@ -119,6 +125,7 @@ class TransformersDecoder:
         page_size: int = 16,
         backend: str = "auto",
         verify: bool = True,
+        accelerate: bool = True,
     ) -> None:
         if model.training:
             raise ValueError("model is in training mode (dropout would change its probabilities); call model.eval()")
@@ -130,11 +137,19 @@ class TransformersDecoder:
         # Text and image parts of one model have configurations of their own; each is asked which attention to use.
         configs = [module.config for module in model.modules() if hasattr(module, "config")]
         self._configs = list({id(c): c for c in configs if hasattr(c, "_attn_implementation_internal")}.values())
+        self._acceleration: Acceleration | None = None
         with self._paged_attention():
             layout = kv_layout(model)
         self.layout = layout
         self.vocab_size, self.max_length = layout.vocab_size, layout.max_length
         self.eos_ids = _eos_ids(model, tokenizer)
+        self._fused: FusedForward | None = None
+        if accelerate and layout.device.type == "cpu" and pick(backend, layout.device) == "cpu":
+            self._fused = FusedForward.of(model)
+            if self._fused is None:
+                self._acceleration = engine.accelerate(model)
+                self._acceleration.pause()
+        self.batch_invariant = self._fused is not None
         if cache_tokens is None:
             per_token = 2 * layout.num_layers * layout.num_kv_heads * layout.head_dim * layout.dtype.itemsize
             affordable = int(_free_memory(layout.device) * memory_fraction) // per_token
@@ -220,6 +235,7 @@ class TransformersDecoder:
         """Give the cache's memory back. The decoder cannot be used afterwards; the model can."""
         self.__dict__.pop("cache", None)
         self.__dict__.pop("_packer", None)
+        self._fused = self._acceleration = None
 
     def __enter__(self) -> TransformersDecoder:
         return self
@@ -251,6 +267,10 @@ class TransformersDecoder:
         shared: tuple[NDArray[np.int32], NDArray[np.int32]] | None,
     ) -> Tensor:
         """One packed forward; (len(keep), V) logits of the packed tokens ``keep``."""
+        if self._fused is not None and not self._fused.hooked:
+            return self._fused(
+                self.cache.k, self.cache.v, tokens, positions, slots, table, starts, lengths, keep, shared
+            )
         there = self._tensor
         step = _Step(
             self.cache.k,
@@ -336,9 +356,13 @@ class TransformersDecoder:
         own = [config._attn_implementation_internal for config in self._configs]
         for config in self._configs:
             config._attn_implementation_internal = ATTENTION
+        if self._acceleration is not None:
+            self._acceleration.resume()
         try:
             yield
         finally:
+            if self._acceleration is not None:
+                self._acceleration.pause()
             for config, name in zip(self._configs, own, strict=True):
                 config._attn_implementation_internal = name
 
