@@ -84,8 +84,8 @@ class Scheduler:
     def run(self, jobs: Iterable[Job]) -> Iterator[Finished]:
         """Run all jobs, yielding each as it finishes (in order of finishing). Jobs are taken lazily.
 
-        Closing the iterator, or an exception such as Ctrl-C, stops everything; ``unfinished`` then holds the chains
-        that were under way, as far as they got.
+        Closing the iterator, or an exception such as Ctrl-C, stops everything; ``unfinished`` then holds what was not
+        yielded any more: chains that were under way, as far as they got.
         """
         queue = iter(jobs)
         exhausted = False
@@ -160,18 +160,21 @@ class Scheduler:
             if ticket.chain is live.chain:
                 ticket.cancel()
         live.run.close()
+        live.chain.partial = None  # it holds the chain's record, and with it pages, in a cycle
         self.live.remove(live)
         del self._owner[live.chain]
         seconds = time.perf_counter() - live.since
         self._finished.append(Finished(live.job, live.chain, outcome, error, seconds))
 
     def _abandon(self) -> None:
+        done = [finished for finished in self._take_finished() if finished.outcome is not None]
         partial = [(live, live.chain.partial) for live in self.live]
-        self.unfinished = [Finished(live.job, live.chain, now()) for live, now in partial if now is not None]
+        self.unfinished = done + [Finished(live.job, live.chain, now()) for live, now in partial if now is not None]
         for lane in (*self._lanes, *self._parked):
             self.residence.drop(lane)
         for live in self.live:
             live.run.close()
+            live.chain.partial = None
         self._lanes, self._parked, self._waiting, self._ready, self.live = [], [], [], [], []
         self._owner.clear()
         self._open.clear()

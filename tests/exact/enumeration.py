@@ -112,8 +112,13 @@ def finite_law(
     horizons: Sequence[int],
     matrix: Callable[[Enumeration], np.ndarray],
     moves: int,
+    *,
+    skipped: set[Answer] | None = None,
 ) -> tuple[Enumeration, np.ndarray]:
-    """The exact law of the staged sampler's answer after N moves per stage: it need not have converged."""
+    """The exact law of the staged sampler's answer after N moves per stage: it need not have converged.
+
+    skipped: unfinished answers that get no moves at a warm-up stage (filled by ``matrix`` before it is used).
+    """
     small, mass = None, np.ones(1)
     finished: Counter[Answer] = Counter()  # answers that ended in an earlier stage wait for the last one
     for horizon in horizons:
@@ -128,7 +133,11 @@ def finite_law(
                 if x[-1] in decoder.eos_ids:
                     finished[x] += law[i]
                     law[i] = 0.0
-        law = law @ np.linalg.matrix_power(matrix(space), moves)
+        power = np.linalg.matrix_power(matrix(space), moves)
+        for x in skipped or () if not last else ():
+            if x in space.index:
+                power[space.index[x]] = np.eye(len(power))[space.index[x]]
+        law = law @ power
         if not last:
             for i, x in enumerate(space.answers):
                 if x[-1] in decoder.eos_ids:  # ended during this stage's moves: on to the last stage
