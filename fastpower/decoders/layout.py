@@ -125,6 +125,9 @@ def kv_layout(model: Any) -> KVLayout:
     shapes = {(call.num_kv_heads, call.head_dim, call.dtype) for call in calls}
     if len(shapes) != 1:
         raise UnsupportedModel(f"{kind}'s layers differ in K/V heads, head size or dtype ({shapes}); pages need one")
+    head_dim = calls[0].head_dim
+    if head_dim % 8 or head_dim > 256:
+        raise UnsupportedModel(f"{kind} has heads of {head_dim}; paged attention takes multiples of 8 up to 256")
     if len({call.device for call in calls}) != 1:
         raise UnsupportedModel(f"{kind} is spread over several devices; the paged cache needs all layers on one")
     for call, layer_type in zip(sorted(calls), getattr(text, "layer_types", None) or (), strict=False):

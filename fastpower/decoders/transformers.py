@@ -7,7 +7,7 @@ positions given), writes K/V into the pages and attends over them. Masks, cache 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from itertools import pairwise
@@ -26,9 +26,10 @@ from fastpower.decoders.base import Draws, TokenDraws, TokenScores, Work
 from fastpower.decoders.batch import PackedBatch, Packer
 from fastpower.decoders.fused import FusedForward
 from fastpower.decoders.layout import ATTENTION, kv_layout, refuse_by_config
+from fastpower.decoders.transfer import to_device, to_host
 from fastpower.engine import Acceleration
 from fastpower.errors import InvalidLogits, UnsupportedModel
-from fastpower.kernels.dispatch import pick
+from fastpower.kernels.dispatch import pick, resolve
 from fastpower.models import prompt_tokens
 
 #: bytes of logits that ``score`` holds at a time
@@ -48,7 +49,10 @@ class _Step(NamedTuple):
     query_starts: Tensor  #: (S+1,) int32
     lengths: Tensor  #: (S,) int32, new tokens included
     shared: tuple[Tensor, Tensor] | None
-    backend: str
+    # The backend's own functions: shapes are those that kv_layout has seen, and the façade would check them once more
+    # in every layer of every step.
+    append_kv: Callable[..., None]
+    paged_attention: Callable[..., Tensor]
 
     def attend(
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, scaling: Any, window: Any, softcap: Any, **kw: Any
@@ -56,8 +60,8 @@ class _Step(NamedTuple):
         layer = module.layer_idx
         k, v = self.k[layer], self.v[layer]
         # (1, H, N, D) → (N, H, D): models transpose (N, H, D) to get here, so nothing moves
-        kernels.append_kv(key[0].transpose(0, 1), value[0].transpose(0, 1), k, v, self.slots, backend=self.backend)
-        return kernels.paged_attention(
+        self.append_kv(key[0].transpose(0, 1), value[0].transpose(0, 1), k, v, self.slots)
+        return self.paged_attention(
             query[0].transpose(0, 1),
             k,
             v,
@@ -68,7 +72,6 @@ class _Step(NamedTuple):
             window=window or 0,
             softcap=softcap or 0.0,
             shared=self.shared,
-            backend=self.backend,
         )[None]
 
 
@@ -143,6 +146,8 @@ class TransformersDecoder:
         self.layout = layout
         self.vocab_size, self.max_length = layout.vocab_size, layout.max_length
         self.eos_ids = _eos_ids(model, tokenizer)
+        self._append_kv = resolve("append_kv", backend, layout.device)
+        self._attention_kernel = resolve("paged_attention", backend, layout.device)
         self._fused: FusedForward | None = None
         if accelerate and layout.device.type == "cpu" and pick(backend, layout.device) == "cpu":
             self._fused = FusedForward.of(model)
@@ -207,7 +212,7 @@ class TransformersDecoder:
         InvalidLogits for a row of NaN, +inf or nothing but −inf.
         """
         with self._packer.reserved(work) as batch, torch.inference_mode():
-            parts = list(self._score_chunks(batch, self._tensor(np.ascontiguousarray(exponents, np.float32))))
+            parts = list(self._score_chunks(batch, np.ascontiguousarray(exponents, np.float32)))
         logp, logz, entropy = (np.concatenate(part) for part in zip(*parts, strict=True))
         return [TokenScores(logp[a : b - 1], logz[a:b], entropy[a:b]) for a, b in pairwise(batch.starts)]
 
@@ -271,44 +276,43 @@ class TransformersDecoder:
             return self._fused(
                 self.cache.k, self.cache.v, tokens, positions, slots, table, starts, lengths, keep, shared
             )
-        there = self._tensor
+        arrays = [tokens[None], positions[None], slots, table, starts, lengths, keep, *(shared or ())]
+        ids, places, slots_, table_, starts_, lengths_, keep_, *groups = to_device(arrays, self.layout.device)
         step = _Step(
             self.cache.k,
             self.cache.v,
-            there(slots),
-            there(table),
-            there(starts),
-            there(lengths),
-            None if shared is None else (there(shared[0]), there(shared[1])),
-            self.backend,
+            slots_,
+            table_,
+            starts_,
+            lengths_,
+            None if shared is None else (groups[0], groups[1]),
+            self._append_kv,
+            self._attention_kernel,
         )
         with self._paged_attention():
             out = self.model(
-                input_ids=there(tokens)[None],
-                position_ids=there(positions)[None],
-                use_cache=False,
-                logits_to_keep=there(keep),
-                fastpower_step=step,
+                input_ids=ids, position_ids=places, use_cache=False, logits_to_keep=keep_, fastpower_step=step
             )
         logits: Tensor = out.logits[0]
         return logits
 
     def _draw(self, logits: Tensor, draws: Draws) -> TokenDraws:
-        there = self._tensor
-        drawn = kernels.sample_tokens(
-            logits,
-            there(np.ascontiguousarray(draws.alpha, np.float32)),
-            there(np.ascontiguousarray(draws.exponents, np.float32)),
-            there(np.ascontiguousarray(draws.rows, np.int64)),
-            there(np.ascontiguousarray(draws.keys, np.uint64).view(np.int64)),
-            there(np.ascontiguousarray(draws.positions, np.int64)),
-            there(np.ascontiguousarray(draws.exclude, np.int64)),
-            backend=self.backend,
+        alpha, exponents, rows, keys, positions, exclude = to_device(
+            [
+                np.ascontiguousarray(draws.alpha, np.float32),
+                np.ascontiguousarray(draws.exponents, np.float32),
+                np.ascontiguousarray(draws.rows, np.int64),
+                np.ascontiguousarray(draws.keys, np.uint64).view(np.int64),
+                np.ascontiguousarray(draws.positions, np.int64),
+                np.ascontiguousarray(draws.exclude, np.int64),
+            ],
+            self.layout.device,
         )
-        return TokenDraws(*(part.cpu().numpy() for part in drawn))
+        drawn = kernels.sample_tokens(logits, alpha, exponents, rows, keys, positions, exclude, backend=self.backend)
+        return TokenDraws(*to_host(drawn))
 
     def _score_chunks(
-        self, batch: PackedBatch, exponents: Tensor
+        self, batch: PackedBatch, exponents: NDArray[np.float32]
     ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]]:
         """logp of the next token (of no meaning at the end of a row), logz and entropy, a chunk of tokens at a time.
 
@@ -332,8 +336,8 @@ class TransformersDecoder:
                 np.arange(b - a),
                 None,
             )
-            scores = kernels.score_tokens(logits, self._tensor(following[a:b]), exponents, backend=self.backend)
-            status = scores.status.cpu().numpy()
+            given = to_device([following[a:b], exponents], self.layout.device)
+            logp, logz, entropy, status = to_host(kernels.score_tokens(logits, *given, backend=self.backend))
             if status.any():
                 bad = int(status.nonzero()[0][0])
                 raise InvalidLogits(
@@ -341,10 +345,7 @@ class TransformersDecoder:
                     f"{batch.sequences[np.searchsorted(bounds, a + bad, 'right') - 1]} hold NaN or +inf, or no finite "
                     f"entry (status {status[bad]})"
                 )
-            yield scores.logp.cpu().numpy(), scores.logz.cpu().numpy(), scores.entropy.cpu().numpy()
-
-    def _tensor(self, array: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(array).to(self.layout.device)
+            yield logp, logz, entropy
 
     def _tokenizer(self) -> Any:
         if self.tokenizer is None:

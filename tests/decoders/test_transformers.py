@@ -70,11 +70,12 @@ def llama(tiny):
         yield decoder
 
 
+@pytest.mark.parametrize("accelerate", [True, False])
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_stored_statistics_equal_a_teacher_forced_pass(tiny, name):
+def test_stored_statistics_equal_a_teacher_forced_pass(tiny, name, accelerate):
     """Ragged prompts, one of them in chunks mixed with the other's decoding; longer than every sliding window."""
     model = tiny(name)
-    decoder = TransformersDecoder(model, cache_tokens=400, page_size=4)
+    decoder = TransformersDecoder(model, cache_tokens=400, page_size=4, accelerate=accelerate)
     assert isinstance(decoder, Decoder)
     texts = [prompt(13, 1), prompt(5, 2)]
     stored = {0: [], 1: []}  # per sequence: (logp of the token drawn, logz, entropy) per decoded position
@@ -358,6 +359,7 @@ REFUSED = {
         ),
         "latent attention",
     ),
+    "odd heads": (lambda: hf.LlamaConfig(**SMALL, head_dim=12), "heads of 12"),
     "attention of its own": (
         lambda: hf.BloomConfig(vocab_size=131, hidden_size=32, n_layer=2, n_head=4),
         "AttentionInterface",
