@@ -70,7 +70,8 @@ def _split(flat: NDArray[np.uint8], like: Sequence[Tensor]) -> list[NDArray[Any]
     for tensor in like:
         end = start + tensor.numel() * tensor.element_size()
         # copied: a slice of the buffer may start where its dtype cannot be read
-        part = torch.from_numpy(flat[start:end].copy())
-        arrays.append(part.view(tensor.dtype).view(tensor.shape).numpy())
+        array = torch.empty(tensor.shape, dtype=tensor.dtype).numpy()
+        array.reshape(-1).view(np.uint8)[:] = flat[start:end]
+        arrays.append(array)
         start = end
     return arrays
