@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy import stats
 
-from fastpower.kernels import backends, sample_tokens, score_tokens
+from fastpower.kernels import append_kv, backends, copy_pages, sample_tokens, score_tokens
 from tests.kernels.sampling_inputs import KINDS, Case, make_case
 
 REASON = backends()["cuda"]
@@ -103,3 +103,36 @@ def test_launches_go_to_the_current_stream_and_into_graphs():
     moved = sample_tokens(*case, backend="cuda")
     assert torch.equal(captured.token, moved.token)
     assert torch.equal(captured.logz, expected.logz)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("head_dim", [6, 128])
+def test_page_operators_write_what_the_reference_writes(head_dim, dtype):
+    layers, pages, page_size, heads = 3, 50, 16, 5
+    g = torch.Generator().manual_seed(1)
+    storage = torch.randn(layers, pages, 2, page_size, heads, head_dim, generator=g).to(dtype)
+    slots = torch.randperm(pages * page_size, generator=g)[:333]
+    slots[7] = -1
+    key, value = torch.randn(2, 333, heads, head_dim, generator=g).to(dtype)
+    order = torch.randperm(pages, generator=g)
+    source, target = order[:20], order[20:40]
+    tokens = torch.randint(0, page_size + 1, (20,), generator=g)
+    on_gpu = storage.cuda()
+    for device, cache, backend in (("cpu", storage, "reference"), ("cuda", on_gpu, "cuda")):
+        k_cache, v_cache = cache[:, :, 0], cache[:, :, 1]
+        append_kv(key.to(device), value.to(device), k_cache[1], v_cache[1], slots.to(device), backend=backend)
+        copy_pages(k_cache, v_cache, *(x.to(device) for x in (source, target, tokens)), backend=backend)
+    assert torch.equal(on_gpu.cpu(), storage)
+
+
+def test_index_out_of_range_is_left_out_and_touches_nothing():
+    case = to_gpu(make_case("normal", rows=2, vocab=129, draws=3))
+    wrong = case._replace(rows=torch.tensor([-1, 2, 0]).cuda())
+    assert sample_tokens(*wrong, backend="cuda").token.tolist()[:2] == [-1, -1]
+    caches = [torch.zeros(2, 3, 4, 1, 8).cuda() for _ in range(2)]
+    new = [torch.ones(2, 1, 8).cuda() for _ in range(2)]
+    append_kv(*new, caches[0][0], caches[1][0], torch.tensor([12, -5]).cuda(), backend="cuda")
+    pages = torch.tensor([3]).cuda(), torch.tensor([0]).cuda(), torch.tensor([4]).cuda()
+    copy_pages(*caches, *pages, backend="cuda")
+    torch.cuda.synchronize()
+    assert not any(cache.any() for cache in caches)
