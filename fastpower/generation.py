@@ -72,7 +72,8 @@ def stream(
     if isinstance(prompts, str):
         prompts = [prompts]
     jobs = plan(language_model, prompts, sampler, seed=seed, chains=chains, prompt_ids=prompt_ids)
-    yield from run_jobs(language_model, jobs, max_rows=max_rows, progress=progress, **scheduler_options)
+    for _, result in run_jobs(language_model, jobs, max_rows=max_rows, progress=progress, **scheduler_options):
+        yield result
 
 
 def run_jobs(
@@ -82,8 +83,8 @@ def run_jobs(
     max_rows: int = 64,
     progress: bool | Callable[[Scheduler], None] = False,
     **options: Any,
-) -> Iterator[Result]:
-    """Results of jobs as they finish. An error of one job is raised when all others are finished."""
+) -> Iterator[tuple[Job, Result]]:
+    """Jobs and their results as they finish. An error of one job is raised when all others are finished."""
     show = Progress(jobs) if progress is True else None
     on_step = show.update if show is not None else (progress if callable(progress) else None)
     scheduler = Scheduler(model.decoder, max_rows=max_rows, on_step=on_step, **options)
@@ -97,7 +98,7 @@ def run_jobs(
             done.append(Result.of(finished, model.decoder.decode))
             if show is not None:
                 show.finished(finished)
-            yield done[-1]
+            yield finished.job, done[-1]
     except KeyboardInterrupt as stop:
         partial = [Result.of(finished, model.decoder.decode) for finished in scheduler.unfinished]
         raise Interrupted("interrupted; `results` holds what was finished so far", Results(done + partial)) from stop
@@ -144,7 +145,7 @@ def generate(
     order = {(str(job.prompt_id), job.chain): i for i, job in enumerate(jobs)}
     found: list[Result] = []
     try:
-        for result in run_jobs(language_model, jobs, max_rows=max_rows, progress=progress, **scheduler_options):
+        for _, result in run_jobs(language_model, jobs, max_rows=max_rows, progress=progress, **scheduler_options):
             found.append(result)
     except Exception as error:
         error.results = Results(found)  # type: ignore[attr-defined]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 from dataclasses import asdict
@@ -81,7 +82,8 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"--{name} is needed (or --report RUN to look at a finished run)")
     evaluation = evaluation_from(args)
     say = Talker(args.quiet)
-    evaluate(evaluation, engine_from(args), args.out, on_phase=say.phase, on_record=say.record)
+    together = args.engine == "ray"  # its workers load the model in every call
+    evaluate(evaluation, engine_from(args), args.out, on_phase=say.phase, on_record=say.record, together=together)
     return show(args.out, as_json=args.json)
 
 
@@ -112,6 +114,14 @@ def engine_from(args: argparse.Namespace) -> Engine:
     """How the arguments want it run."""
     from fastpower.evaluate.items import local_engine
 
+    if args.engine == "ray":
+        from fastpower.distributed import ray_engine
+
+        # the workers' own share of the cores decides their threads
+        load = functools.partial(load_from, argparse.Namespace(**{**vars(args), "run": None, "threads": None}))
+        return ray_engine(load, workers=args.workers, max_rows=args.max_rows)
+    if args.workers is not None:
+        raise ValueError("--workers needs --engine ray")
     return local_engine(lambda: load_from(args), max_rows=args.max_rows, progress=not args.quiet)
 
 

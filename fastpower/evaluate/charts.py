@@ -109,9 +109,10 @@ def entropy_and_cuts(record: Record) -> str:
     top = max([*entropy, 0.5]) * 1.08
     chart = Chart("entropy along the answer", "token", "entropy (nats)", (0, length), (0, top), 1080, 190 + strip)
     chart.strip = strip
-    xs = [i + 0.5 for i in range(len(entropy))]
-    chart.area(xs, entropy, COLOURS[0])
-    chart.line(xs, entropy, COLOURS[0], 1.3)
+    xs = [float(x) for i in range(len(entropy)) for x in (i, i + 1)]  # token i spans i … i + 1, a cut at i is its start
+    steps = [h for h in entropy for _ in range(2)]
+    chart.area(xs, steps, COLOURS[0])
+    chart.line(xs, steps, COLOURS[0], 1.2)
     first = chart.floor + chart.bottom + pitch / 2
     for i, move in enumerate(moves):
         chart.marks.append(_move(i, move, chart.px(move["cut"]), chart.px(move["length"]), first + pitch * i, pitch))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -110,12 +109,16 @@ def evaluate(
     on_record: Callable[[Record], None] | None = None,
     on_phase: Callable[[str, int, int], None] | None = None,
     graders: int = 2,
+    together: bool = False,
 ) -> Path:
     """Draw and grade every answer that ``out`` does not hold yet; the folder is complete when this returns.
 
     Everything that can be checked without the model is checked first: the folder can be written, its settings are the
-    same, the grader works. Methods run one after the other, so that their wall clocks can be compared. ``on_phase`` is
-    told (method, answers to draw, answers already there), ``on_record`` every new record.
+    same, the grader works. ``on_phase`` is told (methods, answers to draw, answers already there), ``on_record`` every
+    new record.
+
+    Methods run one after the other, so that their wall clocks can be compared; ``together`` hands all of them to the
+    engine at once, for engines that load the model anew in every call.
 
     An answer that fails does not stop the others: the error is raised when they are finished, and the next call draws
     what is missing.
@@ -126,11 +129,11 @@ def evaluate(
     with Run(out, evaluation.config()) as run:
         order = [item.id for items in evaluation.plan() for item in items]
         failure: Exception | None = None
-        for items in _phases(evaluation, out):
+        for items in _phases(evaluation, out, together):
             order += [item.id for item in items if item.id not in set(order)]
             todo = [item for item in items if item.id not in run.done]
             if on_phase is not None:
-                on_phase(items[0].method, len(todo), len(items) - len(todo))
+                on_phase(", ".join(dict.fromkeys(item.method for item in items)), len(todo), len(items) - len(todo))
             try:
                 _draw(evaluation, engine, todo, run, on_record, graders)
             except Exception as error:
@@ -143,9 +146,10 @@ def evaluate(
     return out
 
 
-def _phases(evaluation: Evaluation, out: Path) -> Iterator[list[Item]]:
+def _phases(evaluation: Evaluation, out: Path, together: bool) -> Iterator[list[Item]]:
     """Lists of items, each to be finished before the next is asked for."""
-    yield from evaluation.plan()
+    plan = evaluation.plan()
+    yield from [[item for items in plan for item in items]] if together else plan
     if not evaluation.match_best_of_n:
         return
     sampler = evaluation.samplers()["plain"]
@@ -215,14 +219,13 @@ def _draw(
     with ThreadPoolExecutor(graders, thread_name_prefix="grader") as pool:
         try:
             for item, result in engine(todo):
-                finished = time.time()
-                pending.append(pool.submit(_graded, evaluation.task, problems[item.prompt_id], item, result, finished))
+                pending.append(pool.submit(_graded, evaluation.task, problems[item.prompt_id], item, result))
                 write(wait=False)
         finally:
             write(wait=True)
 
 
-def _graded(task: Task, problem: Problem, item: Item, result: Record, finished: float) -> Record:
+def _graded(task: Task, problem: Problem, item: Item, result: Record) -> Record:
     grade = task.grade(problem, result["text"])
     return result | {
         "id": item.id,
@@ -234,5 +237,4 @@ def _graded(task: Task, problem: Problem, item: Item, result: Record, finished: 
         "answer": grade.answer,
         "correct": grade.correct,
         "note": grade.note,
-        "finished": finished,
     }

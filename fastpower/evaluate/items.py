@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ class Item:
     raw_prompt: str  #: what a base model continues
 
 
-#: Turns items into records (``Result.to_dict()`` and ``token_text``) in the order in which they finish.
+#: Turns items into records (``Result.to_dict()``, ``token_text``, ``finished``) in the order in which they finish.
 Engine = Callable[[Sequence[Item]], Iterable[tuple[Item, dict[str, Any]]]]
 
 
@@ -86,11 +87,9 @@ def local_engine(
         if not loaded:
             loaded.append(load())
         jobs = [job_of(loaded[0], item) for item in items]
-        by_key = {(item.prompt_id, item.chain): item for item in items}
-        if len(by_key) != len(items):
-            raise ValueError("items of one call must differ in prompt_id or chain")
-        for result in run_jobs(loaded[0], jobs, max_rows=max_rows, progress=progress):
+        item_of = {id(job): item for job, item in zip(jobs, items, strict=True)}
+        for job, result in run_jobs(loaded[0], jobs, max_rows=max_rows, progress=progress):
             texts = token_texts(loaded[0].decoder.decode, result.token_ids)
-            yield by_key[result.prompt_id, result.chain], result.to_dict() | {"token_text": texts}
+            yield item_of[id(job)], result.to_dict() | {"token_text": texts, "finished": time.time()}
 
     return run

@@ -118,12 +118,12 @@ class FastpowerLM(LM):  # type: ignore[misc]
             jobs.append(Job(self._sampler(horizon), tokens, self.seed, name, seen.get(name, 0)))
             seen[name] = seen.get(name, 0) + 1
         texts = {
-            (result.prompt_id, result.chain): result.text
-            for result in run_jobs(self.model, jobs, max_rows=self.max_rows, progress=not disable_tqdm)
+            id(job): result.text
+            for job, result in run_jobs(self.model, jobs, max_rows=self.max_rows, progress=not disable_tqdm)
         }
         answers = []
         for job, request in zip(jobs, requests, strict=True):
-            text = _until(texts[str(job.prompt_id), job.chain], request.args[1])
+            text = _until(texts[id(job)], request.args[1])
             self.cache_hook.add_partial("generate_until", request.args, text)
             answers.append(text)
         return answers

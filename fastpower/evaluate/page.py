@@ -38,7 +38,7 @@ td{text-align:right;padding:7px 9px;border-bottom:1px solid var(--rule);white-sp
 th:first-child,td:first-child{text-align:left;padding-left:2px;font-weight:600}
 tbody tr:last-child td{border-bottom:0}
 .key{display:inline-block;width:10px;height:10px;border-radius:3px;margin-right:7px}
-.figures,div.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(420px,1fr));gap:14px 26px}
+.figures,div.figures{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));gap:14px 26px}
 figure{margin:0;min-width:0}
 figcaption{font-weight:600;font-size:14px;margin-bottom:4px}
 article>figure{margin:16px 0}
@@ -72,7 +72,7 @@ monospace;border:1px solid var(--rule);border-radius:8px;padding:10px 14px;max-h
 .yes{background:#12805c}.no{border:1.6px solid #c4402f}
 figcaption{color:var(--ink)}
 [hidden]{display:none}
-@media(max-width:560px){.figures,div.figures{grid-template-columns:1fr}}
+@media(max-width:820px){.figures,div.figures{grid-template-columns:1fr}}
 @media print{body{background:#fff}section{break-inside:avoid}}
 """
     + _HEAT_RULES

@@ -26,12 +26,14 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """1, 2, 5 · 10^n inside [low, high], thinned to a readable number."""
+    """1, 2, 5 · 10^n inside [low, high], thinned to a readable number; linear ones where the range is short."""
+    if high < 5 * low:
+        return [value for value in ticks(low, high) if value > 0]
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for steps in ((1, 2, 5), (1, 3), (1,)):
         found = [m * 10.0**d for d in decades for m in steps if low <= m * 10.0**d <= high]
         if len(found) <= 8:
-            return found or [low, high]
+            break
     return found[:: math.ceil(len(found) / 8)]
 
 
@@ -57,7 +59,7 @@ class Chart:
     y_ticks: bool = True
     x_format: Callable[[float], str] = number
     y_format: Callable[[float], str] = number
-    left: float = 52
+    left: float = 60
     right: float = 16
     top: float = 14
     bottom: float = 40
