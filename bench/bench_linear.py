@@ -46,9 +46,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(_C.num_threads())
     print(json.dumps(facts()))
-    print(
-        f"{'weight':>22} {'rows':>5} {'ours µs':>9} {'GB/s':>6} {'of read':>8} {'GFLOP/s':>8} {'torch µs':>9} {'ratio':>6}"
-    )
+    columns = (("weight", 22), ("rows", 5), ("ours µs", 9), ("GB/s", 6), ("of read", 8), ("GFLOP/s", 8))
+    print(*(f"{name:>{width}}" for name, width in (*columns, ("torch µs", 9), ("ratio", 6))))
     with torch.inference_mode():
         for dtype in (getattr(torch, name) for name in arguments.dtypes):
             for shape in arguments.shapes:
