@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <limits>
 #include <map>
 #include <memory>
 #include <string>
@@ -113,8 +114,7 @@ void bind_sampling(py::module_& m) {
       "Addresses of arrays as in fastpower.kernels.score_tokens.");
 }
 
-// ------------------------------------------------------------------------------------------- books of the
-// cache
+// ---------------------------------------------------------------------------- books of the cache
 
 // Lists and arrays of integers; never a silent conversion from floats.
 using Ints = py::array_t<int64_t, py::array::c_style>;
@@ -135,6 +135,17 @@ int64_t count_pairs(const Ints& sequences, const Ints& values, const char* name)
   return n;
 }
 
+std::vector<int32_t> token_ids(const Ints& tokens) {
+  std::vector<int32_t> ids(count(tokens, "tokens"));
+  for (size_t i = 0; i < ids.size(); ++i) {
+    const int64_t id = tokens.data()[i];
+    if (id < 0 || id > std::numeric_limits<int32_t>::max())
+      throw std::invalid_argument("tokens must be in [0, 2^31), got " + std::to_string(id));
+    ids[i] = static_cast<int32_t>(id);
+  }
+  return ids;
+}
+
 template <typename T>
 py::array_t<T> to_numpy(const std::vector<T>& values) {
   return py::array_t<T>(static_cast<py::ssize_t>(values.size()), values.data());
@@ -150,6 +161,7 @@ py::dict stats_dict(const SequenceTable& table) {
   py::dict d;
   d["pages"] = s.pages;
   d["free_pages"] = s.free_pages;
+  d["cached_pages"] = s.cached_pages;
   d["live_pages"] = s.live_pages;
   d["shared_pages"] = s.shared_pages;
   d["sequences"] = s.sequences;
@@ -294,6 +306,23 @@ void bind_books(py::module_& m) {
             return py::make_tuple(to_numpy(starts), to_numpy(pages));
           },
           py::arg("sequences"), py::arg("n_query"))
+      .def(
+          "remember",
+          [](SequenceTable& t, int64_t sequence, const Ints& tokens) {
+            const std::vector<int32_t> ids = token_ids(tokens);
+            t.remember(sequence, ids.data(), static_cast<int64_t>(ids.size()));
+          },
+          py::arg("sequence"), py::arg("tokens"))
+      .def(
+          "match",
+          [](SequenceTable& t, const Ints& tokens) {
+            const std::vector<int32_t> ids = token_ids(tokens);
+            int64_t length;
+            const int64_t sequence = t.match(ids.data(), static_cast<int64_t>(ids.size()), &length);
+            return py::make_tuple(sequence, length);
+          },
+          py::arg("tokens"), "(sequence, length)")
+      .def("forget", &SequenceTable::forget)
       .def_property_readonly("page_size", &SequenceTable::page_size)
       .def_property_readonly("num_pages", &SequenceTable::num_pages)
       .def_property_readonly("free_pages", &SequenceTable::free_pages)

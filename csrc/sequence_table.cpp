@@ -9,25 +9,18 @@
 namespace fastpower {
 namespace {
 
-constexpr int32_t kLastGeneration = std::numeric_limits<int32_t>::max();
-
 std::string text(int64_t value) { return std::to_string(value); }
 
-[[noreturn]] void cache_full(int64_t need, const PagePool& pool) {
-  const int64_t free = pool.num_free();
+[[noreturn]] void cache_full(int64_t need, int64_t free, int64_t pages) {
   throw CacheFull("needs " + text(need) + (need == 1 ? " page, " : " pages, ") + text(free) +
-                  (free == 1 ? " is" : " are") + " free (of " + text(pool.num_pages()) +
+                  (free == 1 ? " is" : " are") + " free (of " + text(pages) +
                   "); free sequences or raise cache_tokens");
 }
 
 }  // namespace
 
-struct SequenceTable::OpenPlan {
-  Plan plan;
-  std::vector<Row> rows;
-};
-
-SequenceTable::SequenceTable(int64_t num_pages, int64_t page_size) : pool_(num_pages), page_size_(page_size) {
+SequenceTable::SequenceTable(int64_t num_pages, int64_t page_size)
+    : pool_(num_pages), prefixes_(&pool_, page_size), page_size_(page_size) {
   if (page_size < 1 || page_size > std::numeric_limits<int32_t>::max() / num_pages)
     throw std::invalid_argument(
         "page_size must be at least 1 and num_pages * page_size below 2^31, got page_size " +
@@ -36,10 +29,7 @@ SequenceTable::SequenceTable(int64_t num_pages, int64_t page_size) : pool_(num_p
   keeper_.assign(num_pages, 0);
 }
 
-SequenceTable::~SequenceTable() = default;
-
-// ----------------------------------------------------------------------------------------------------
-// handles
+// --------------------------------------------------------------------------------------------------- handles
 
 int64_t SequenceTable::handle(int32_t index) const {
   return (static_cast<int64_t>(sequences_[index].generation) << 32) | index;
@@ -80,8 +70,7 @@ void SequenceTable::grow(int64_t n) {
   for (int64_t i = size; i-- > old;) free_indices_.push_back(static_cast<int32_t>(i));
 }
 
-// ---------------------------------------------------------------------------------------- add, fork,
-// truncate, free
+// --------------------------------------------------------------------------------- add, fork, truncate, free
 
 int64_t SequenceTable::add() {
   grow(1);
@@ -155,8 +144,7 @@ void SequenceTable::free(const int64_t* sequences, int64_t n) {
 
 int64_t SequenceTable::length(int64_t sequence) const { return sequences_[find(sequence)].length; }
 
-// ------------------------------------------------------------------------------------- reserve, commit,
-// rollback
+// --------------------------------------------------------------------------------- reserve, commit, rollback
 
 std::vector<SequenceTable::Row> SequenceTable::plan_rows(const int64_t* sequences, const int64_t* n_new,
                                                          int64_t n, int64_t* need) {
@@ -205,7 +193,12 @@ const Plan& SequenceTable::reserve(const int64_t* sequences, const int64_t* n_ne
   auto open = std::make_unique<OpenPlan>();
   int64_t need;
   open->rows = plan_rows(sequences, n_new, n, &need);
-  if (need > pool_.num_free()) cache_full(need, pool_);
+  std::vector<int32_t> victims;  // cached prefixes that have to go
+  if (need > pool_.num_free()) {
+    victims = prefixes_.victims(need - pool_.num_free());
+    const int64_t available = pool_.num_free() + static_cast<int64_t>(victims.size());
+    if (need > available) cache_full(need, available, num_pages());
+  }
 
   int64_t total = 0, copies = 0;
   for (int64_t i = 0; i < n; ++i) {
@@ -225,6 +218,7 @@ const Plan& SequenceTable::reserve(const int64_t* sequences, const int64_t* n_ne
   open_.reserve(open_.size() + 1);
 
   // Nothing below throws.
+  prefixes_.evict(victims);
   plan.id = ++last_plan_;
   int64_t* slot = plan.slots.data();
   int64_t* position = plan.positions.data();
@@ -298,137 +292,28 @@ void SequenceTable::rollback(int64_t plan) {
   }
 }
 
-// -------------------------------------------------------------------------------------------------------
-// export
+// ---------------------------------------------------------------------------------------------- prefix reuse
 
-int64_t SequenceTable::max_pages(const int64_t* sequences, int64_t n) const {
-  size_t most = 0;
-  for (int64_t i = 0; i < n; ++i) most = std::max(most, sequences_[find(sequences[i])].pages.size());
-  return static_cast<int64_t>(most);
+void SequenceTable::remember(int64_t sequence, const int32_t* tokens, int64_t n) {
+  const Sequence& s = sequences_[find(sequence)];
+  if (n > s.length)
+    throw std::invalid_argument("tokens must be at most the " + text(s.length) + " that sequence " +
+                                text(sequence) + " holds, got " + text(n));
+  prefixes_.insert(tokens, s.pages.data(), n / page_size_);
 }
 
-void SequenceTable::page_tables(const int64_t* sequences, int64_t n, int32_t* table, int64_t max_pages,
-                                int32_t* lengths) const {
-  const int64_t most = this->max_pages(sequences, n);
-  if (most > max_pages)
-    throw std::invalid_argument("page_table has " + text(max_pages) + " columns, these sequences need " +
-                                text(most));
-  for (int64_t i = 0; i < n; ++i, table += max_pages) {
-    const Sequence& s = sequences_[find(sequences[i])];
-    std::fill(std::copy(s.pages.begin(), s.pages.end(), table), table + max_pages, 0);
-    lengths[i] = static_cast<int32_t>(s.length + s.reserved);
-  }
+int64_t SequenceTable::match(const int32_t* tokens, int64_t n, int64_t* length) {
+  grow(1);
+  const int32_t index = free_indices_.back();
+  Sequence& s = sequences_[index];
+  prefixes_.match(tokens, n, &s.pages);
+  for (const int32_t page : s.pages) pool_.retain(page);
+  *length = s.length = static_cast<int64_t>(s.pages.size()) * page_size_;
+  s.live = true;
+  free_indices_.pop_back();
+  return handle(index);
 }
 
-void SequenceTable::shared_runs(const int64_t* sequences, const int64_t* n_query, int64_t n,
-                                std::vector<int32_t>* starts, std::vector<int32_t>* pages) const {
-  starts->clear();
-  pages->clear();
-  const Sequence* first = nullptr;  // of the current run
-  int64_t rows = 0, shared = 0;     // of the current run; shared counts its full pages while rows == 1
-  const auto close_run = [&] {
-    if (rows > 0) pages->push_back(static_cast<int32_t>(rows > 1 ? shared : 0));
-  };
-  for (int64_t i = 0; i < n; ++i) {
-    const Sequence& s = sequences_[find(sequences[i])];
-    const int64_t extent = s.length + s.reserved;
-    if (n_query[i] < 1 || n_query[i] > extent)
-      throw std::invalid_argument("n_query must be in [1, " + text(extent) + "] for sequence " +
-                                  text(sequences[i]) + ", got " + text(n_query[i]));
-    const int64_t full = (extent - n_query[i]) / page_size_;
-    int64_t common = 0;
-    if (rows > 0) {
-      const auto begin = first->pages.begin(), end = begin + std::min(shared, full);
-      common = std::mismatch(begin, end, s.pages.begin()).first - begin;
-    }
-    if (common > 0 && common * rows >= shared * (rows - 1)) {
-      shared = common;
-      ++rows;
-      continue;
-    }
-    close_run();
-    starts->push_back(static_cast<int32_t>(i));
-    first = &s;
-    rows = 1;
-    shared = full;
-  }
-  close_run();
-  starts->push_back(static_cast<int32_t>(n));
-}
-
-// --------------------------------------------------------------------------------------------- stats and
-// check
-
-CacheStats SequenceTable::stats() const {
-  CacheStats stats;
-  stats.pages = num_pages();
-  stats.free_pages = free_pages();
-  stats.live_pages = stats.pages - stats.free_pages;
-  stats.open_plans = static_cast<int64_t>(open_.size());
-  for (int32_t page = 0; page < num_pages(); ++page) stats.shared_pages += pool_.count(page) > 1;
-  std::vector<int64_t> filled(num_pages(), 0);
-  for (const Sequence& s : sequences_) {
-    stats.sequences += s.live;
-    stats.tokens += s.length;
-    for (int64_t t = 0, i = 0; t < s.length; t += page_size_, ++i) {
-      int64_t& most = filled[s.pages[i]];
-      const int64_t here = std::min(page_size_, s.length - t);
-      stats.distinct_tokens += std::max<int64_t>(0, here - most);
-      most = std::max(most, here);
-    }
-  }
-  return stats;
-}
-
-void SequenceTable::check() const {
-  const auto require = [](bool fine, int64_t sequence, const char* what) {
-    if (!fine) throw InconsistentBooks("sequence " + text(sequence) + " " + what);
-  };
-  std::vector<int32_t> holders(num_pages(), 0);
-  std::vector<int64_t> seen(num_pages(), -1);
-  std::vector<bool> unused(sequences_.size(), false);
-  for (const int32_t index : free_indices_) {
-    require(!unused[index], index, "is twice in the free list");
-    unused[index] = true;
-  }
-  for (int64_t i = 0; i < static_cast<int64_t>(sequences_.size()); ++i) {
-    const Sequence& s = sequences_[i];
-    const int64_t name = handle(static_cast<int32_t>(i));
-    require(s.live != unused[i] || s.generation == kLastGeneration, name,
-            "is live and free at once, or lost");
-    require(s.length >= 0 && (s.live || s.length == 0), name, "has a wrong length");
-    require((s.plan == 0) == (s.reserved == 0), name, "has reserved tokens without a plan");
-    require(static_cast<int64_t>(s.pages.size()) == pages_for(s.length + s.reserved), name,
-            "has a wrong page count");
-    for (const int32_t page : s.pages) {
-      require(page >= 0 && page < num_pages(), name, "holds a page that does not exist");
-      require(seen[page] != i, name, "holds a page twice");
-      seen[page] = i;
-      ++holders[page];
-    }
-  }
-  std::vector<int32_t> held(num_pages(), 0);  // by plans, as sources of copies
-  int64_t reserved = 0;
-  for (const auto& open : open_)
-    for (const Row& row : open->rows)
-      if (row.source >= 0) ++held[row.source];
-  for (const auto& open : open_) {
-    for (const Row& row : open->rows) {
-      const Sequence& s = sequences_[row.index];
-      require(s.live && s.plan == open->plan.id, handle(row.index), "does not know the plan it is a row of");
-      for (size_t i = s.length / page_size_; i < s.pages.size(); ++i)
-        require(holders[s.pages[i]] == 1, handle(row.index),
-                "would write a page that another sequence holds");
-      ++reserved;
-    }
-  }
-  for (const Sequence& s : sequences_) reserved -= s.plan != 0;
-  if (reserved != 0) throw InconsistentBooks("sequences and open plans disagree about who has reserved");
-  for (int64_t page = 0; page < num_pages(); ++page) {
-    if (writers_[page] != 0) throw InconsistentBooks("scratch of page " + text(page) + " was left behind");
-    holders[page] += held[page];
-  }
-  pool_.check(holders);
-}
+void SequenceTable::forget() { prefixes_.evict(prefixes_.victims(num_pages())); }
 
 }  // namespace fastpower

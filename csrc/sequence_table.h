@@ -11,15 +11,21 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <vector>
 
 #include "page_pool.h"
+#include "prefix_tree.h"
 
 namespace fastpower {
 
 struct CacheStats {
-  int64_t pages = 0, free_pages = 0, live_pages = 0, shared_pages = 0;  // shared: held more than once
+  int64_t pages = 0;         // = free + cached + live
+  int64_t free_pages = 0;    // nobody holds them
+  int64_t cached_pages = 0;  // only the prefix tree holds them
+  int64_t live_pages = 0;    // sequences and open plans hold them
+  int64_t shared_pages = 0;  // live pages with more than one holder among sequences and open plans
   int64_t sequences = 0, open_plans = 0;
   int64_t tokens = 0;           // sum of all lengths
   int64_t distinct_tokens = 0;  // slots that hold a token of at least one sequence
@@ -37,7 +43,6 @@ class SequenceTable {
  public:
   // Throws std::invalid_argument unless page_size >= 1 and 1 <= num_pages * page_size < 2^31.
   SequenceTable(int64_t num_pages, int64_t page_size);
-  ~SequenceTable();
 
   // Handles are never given out twice. Bulk calls take n entries and are all or nothing.
   int64_t add();
@@ -66,13 +71,22 @@ class SequenceTable {
   void shared_runs(const int64_t* sequences, const int64_t* n_query, int64_t n, std::vector<int32_t>* starts,
                    std::vector<int32_t>* pages) const;
 
+  // Prefix reuse. remember(): the full pages of the first n <= length tokens stay cached after the sequence
+  // is gone, for as long as reserve() does not need them. match(): a new sequence that begins with the
+  // longest cached prefix of tokens, *length of them (0 if there is none). forget(): gives back every cached
+  // page that no sequence holds.
+  void remember(int64_t sequence, const int32_t* tokens, int64_t n);
+  int64_t match(const int32_t* tokens, int64_t n, int64_t* length);
+  void forget();
+
   int64_t page_size() const { return page_size_; }
   int64_t num_pages() const { return pool_.num_pages(); }
-  int64_t free_pages() const { return pool_.num_free(); }
+  int64_t free_pages() const { return pool_.num_free() + prefixes_.evictable(); }  // that reserve() can have
   CacheStats stats() const;
   void check() const;  // recounts everything from scratch; throws InconsistentBooks
 
  private:
+  static constexpr int32_t kLastGeneration = std::numeric_limits<int32_t>::max();
   struct Sequence {
     std::vector<int32_t> pages;  // ceil((length + reserved) / page_size)
     int64_t length = 0, reserved = 0;
@@ -86,7 +100,10 @@ class SequenceTable {
     int32_t source;  // page to copy, -1 = none
     int64_t added;   // fresh pages behind the last one
   };
-  struct OpenPlan;
+  struct OpenPlan {
+    Plan plan;
+    std::vector<Row> rows;
+  };
 
   int64_t pages_for(int64_t tokens) const { return (tokens + page_size_ - 1) / page_size_; }
   int64_t handle(int32_t index) const;
@@ -98,6 +115,7 @@ class SequenceTable {
   std::unique_ptr<OpenPlan> close(int64_t plan);
 
   PagePool pool_;
+  PrefixTree prefixes_;  // after the pool, on whose pages it holds references
   const int64_t page_size_;
   std::vector<Sequence> sequences_;
   std::vector<int32_t> free_indices_;  // capacity >= sequences_.size(): free never allocates

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 import fastpower._C as _C
+from fastpower import kernels
 
 Handles = Sequence[int] | NDArray[np.int64]
 
@@ -64,6 +65,7 @@ class PagedCache:
         memory_bytes: int | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        backend: str = "auto",
     ) -> None:
         for name, value in (
             ("num_layers", num_layers),
@@ -93,6 +95,7 @@ class PagedCache:
         self._books = _C.SequenceTable(num_pages, page_size)
         self.device = torch.device(device)
         self.dtype = dtype
+        self.backend = backend  #: of ``copy_pages``
         self.num_pages = num_pages
         self.page_size = page_size
         shape = (num_layers, num_pages, page_size, num_kv_heads, head_dim)
@@ -149,7 +152,9 @@ class PagedCache:
         identity, slots, positions, source, target, tokens = self._books.reserve(sequences, n_new)
         copies = Copies(source, target, tokens)
         try:
-            _copy_pages(self.k, self.v, copies)
+            if len(source):
+                there = (torch.from_numpy(part).to(self.device) for part in copies)
+                kernels.copy_pages(self.k, self.v, *there, backend=self.backend)
         except BaseException:
             self._books.rollback(identity)
             raise
@@ -166,6 +171,27 @@ class PagedCache:
     def pages_needed(self, sequences: Handles, n_new: Handles) -> int:
         """Pages that ``reserve`` of the same arguments would take, copies included. Changes nothing."""
         return int(self._books.pages_needed(sequences, n_new))
+
+    # -------------------------------------------------------------------------------------------- prefix reuse
+
+    def remember(self, sequence: int, tokens: Handles) -> None:
+        """Keep the full pages of ``tokens``, the first tokens that ``sequence`` holds, for sequences to come.
+
+        They stay when the sequence is freed, until ``reserve`` needs their pages (least recently used first). What is
+        remembered already is not kept twice. Raises ValueError if there are more tokens than the sequence holds, or if
+        its pages were remembered with other tokens.
+        """
+        self._books.remember(sequence, np.asarray(tokens, np.int64))
+
+    def match(self, tokens: Handles) -> tuple[int, int]:
+        """(sequence, length): a new sequence that begins with the longest remembered prefix of ``tokens``, in whole
+        pages; empty and 0 if there is none. To have logits, feed at least one more token: match ``tokens[:-1]``."""
+        sequence, length = self._books.match(np.asarray(tokens, np.int64))
+        return int(sequence), int(length)
+
+    def forget(self) -> None:
+        """Give back every remembered page that no sequence holds."""
+        self._books.forget()
 
     # ---------------------------------------------------------------------------------------- for the kernels
 
@@ -198,32 +224,25 @@ class PagedCache:
 
     @property
     def free_pages(self) -> int:
-        """Pages that nobody holds."""
+        """Pages that a reservation can have: free ones, and cached ones that no sequence holds."""
         return int(self._books.free_pages)
 
     def stats(self) -> dict[str, int]:
-        """Pages: ``pages`` = ``free_pages`` + ``live_pages``, ``shared_pages`` are held more than once. ``sequences``,
-        ``open_plans``. Tokens: ``tokens`` is the sum of all lengths, ``distinct_tokens`` counts shared ones once,
-        ``free_tokens`` fit into free pages. Bytes: ``bytes`` of K and V, ``live_bytes`` of pages in use."""
+        """Sizes of now.
+
+        Pages: ``pages`` = ``live_pages`` (of sequences) + ``cached_pages`` (only remembered) + ``free_pages``;
+        ``shared_pages`` are live and held more than once. ``sequences``, ``open_plans``. Tokens: ``tokens`` is the sum
+        of all lengths, ``distinct_tokens`` counts shared ones once, ``free_tokens`` fit into free and cached pages.
+        Bytes of K and V: ``bytes`` in all, ``live_bytes`` in live pages, ``cached_bytes`` in cached ones.
+        """
         stats: dict[str, int] = self._books.stats()
         page_bytes = self.bytes_per_token * self.page_size
-        stats["free_tokens"] = stats["free_pages"] * self.page_size
+        stats["free_tokens"] = (stats["free_pages"] + stats["cached_pages"]) * self.page_size
         stats["bytes"] = stats["pages"] * page_bytes
         stats["live_bytes"] = stats["live_pages"] * page_bytes
+        stats["cached_bytes"] = stats["cached_pages"] * page_bytes
         return stats
 
     def check(self) -> None:
         """Recounts every reference from scratch and compares; raises RuntimeError naming what does not fit."""
         self._books.check()
-
-
-def _copy_pages(k: torch.Tensor, v: torch.Tensor, copies: Copies) -> None:
-    if len(copies.source) == 0:
-        return
-    page_size = k.shape[2]
-    offsets = np.concatenate([np.arange(tokens) for tokens in copies.tokens])
-    source = torch.from_numpy(np.repeat(copies.source * page_size, copies.tokens) + offsets).to(k.device)
-    target = torch.from_numpy(np.repeat(copies.target * page_size, copies.tokens) + offsets).to(k.device)
-    for cache in (k, v):
-        slots = cache.flatten(1, 2)
-        slots[:, target] = slots[:, source]

@@ -2,7 +2,8 @@
 
 Every new token gets a value never used before and is written into the slot that the plan names. ``verify`` reads all
 sequences back through their page tables: a page written by two owners, a missing copy or a page given out twice shows
-as a wrong value. Needs only ``fastpower._C`` and numpy.
+as a wrong value. Each value also knows the token ids up to its position (what K/V depend on), so that ``match`` can be
+held to them. Needs only ``fastpower._C`` and numpy.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ class ModelledTable:
         self.plans: dict[int, tuple] = {}  # id → (handles, slots, values, row of each value)
         self.copies = 0  # made so far
         self.values = itertools.count()
+        self.prefix: dict[int, tuple[int, ...]] = {}  # value → token ids up to and including its own
+        self.remembered: set[tuple[int, ...]] = set()  # full-page prefixes that match() must find
         self.seen: set[int] = set()  # handles ever given out
 
     # ------------------------------------------------------------------------------------------------- operations
@@ -56,7 +59,7 @@ class ModelledTable:
 
     def reserve(self, handles, n_new) -> int:
         """Opens a plan, makes its copies and writes its slots."""
-        free = self.table.free_pages
+        free, unused = self.table.free_pages, self.table.stats()["free_pages"]
         need = self.table.pages_needed(handles, n_new)
         plan, slots, positions, source, target, tokens = self.table.reserve(handles, n_new)
         assert self.table.free_pages == free - need
@@ -82,7 +85,14 @@ class ModelledTable:
             page[t, :n] = page[s, :n]
         values = np.fromiter(itertools.islice(self.values, len(slots)), np.int64, len(slots))
         self.memory[slots] = values
+        for handle, new in zip(handles, np.split(values, np.cumsum(n_new)[:-1]), strict=True):
+            prefix = self.ids(handle)
+            for value in new.tolist():
+                prefix = (*prefix, int(value % 7 == 3))  # few different ids: unrelated sequences often agree
+                self.prefix[value] = prefix
         self.plans[plan] = (list(handles), list(n_new), values)
+        if need > unused:
+            self._forget_evicted(need - unused)
         return plan
 
     def commit(self, plan: int) -> None:
@@ -98,6 +108,48 @@ class ModelledTable:
 
     def append(self, handles, n_new) -> None:
         self.commit(self.reserve(handles, n_new))
+
+    # ---------------------------------------------------------------------------------------------- prefix reuse
+
+    def ids(self, handle: int) -> tuple[int, ...]:
+        tokens = self.tokens[handle]
+        return self.prefix[tokens[-1]] if tokens else ()
+
+    def remember(self, handle: int, count: int) -> None:
+        ids = self.ids(handle)[:count]
+        self.table.remember(handle, ids)
+        self.remembered.update(ids[:n] for n in range(self.page_size, count + 1, self.page_size))
+
+    def match(self, ids) -> int:
+        ids = tuple(ids)
+        handle, length = self.table.match(ids)
+        known = [n for n in range(self.page_size, len(ids) + 1, self.page_size) if ids[:n] in self.remembered]
+        assert length == max(known, default=0)
+        pages, extent = self.pages(handle)
+        assert extent == length == len(pages[: length // self.page_size]) * self.page_size
+        position = np.arange(length)
+        slots = np.asarray(pages, np.int64)[position // self.page_size] * self.page_size + position % self.page_size
+        values = self.memory[slots]
+        assert [self.prefix[v] for v in values.tolist()] == [ids[: n + 1] for n in range(length)]
+        return self._register(handle, values.tolist())
+
+    def forget(self) -> None:
+        self.table.forget()
+        self._forget_evicted(None)
+
+    def _forget_evicted(self, pages: int | None) -> None:
+        """Finds out by asking which prefixes are gone: as many as there were pages missing, ends before beginnings."""
+        gone = set()
+        for ids in sorted(self.remembered):
+            handle, length = self.table.match(ids)
+            self.table.free(handle)
+            self.seen.add(handle)
+            if length < len(ids):
+                gone.add(ids)
+        assert pages is None or len(gone) == pages
+        self.remembered -= gone
+        for ids in self.remembered:
+            assert len(ids) == self.page_size or ids[: -self.page_size] in self.remembered
 
     # ------------------------------------------------------------------------------------------------ inspection
 
@@ -129,7 +181,8 @@ class ModelledTable:
             assert self.memory[slots].tolist() == tokens, f"sequence {handle} does not read back its own tokens"
             distinct.update(slots.tolist())
         stats = self.table.stats()
-        assert stats["pages"] == stats["live_pages"] + stats["free_pages"]
+        assert stats["pages"] == stats["live_pages"] + stats["cached_pages"] + stats["free_pages"]
+        assert stats["cached_pages"] <= len(self.remembered)
         assert stats["sequences"] == len(self.tokens) and stats["open_plans"] == len(self.plans)
         assert stats["tokens"] == sum(map(len, self.tokens.values()))
         assert stats["distinct_tokens"] == len(distinct)
@@ -144,3 +197,6 @@ class ModelledTable:
         self.free(list(self.tokens))
         self.verify()
         assert self.table.free_pages == self.table.num_pages, "pages leaked"
+        assert self.table.stats()["cached_pages"] == len(self.remembered)
+        self.forget()
+        assert self.table.stats()["free_pages"] == self.table.num_pages, "remembered pages leaked"

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -105,7 +109,7 @@ def test_a_failed_copy_rolls_the_reservation_back(monkeypatch):
     def broken(*_args, **_kwargs):
         raise MemoryError
 
-    monkeypatch.setattr("fastpower.cache._copy_pages", broken)
+    monkeypatch.setattr("fastpower.kernels.copy_pages", broken)
     with pytest.raises(MemoryError):
         cache.reserve([fork], [1])
     assert cache.stats() == before
@@ -173,18 +177,69 @@ def test_a_full_cache_says_what_is_missing_and_keeps_its_contents():
         cache.length(root)
 
 
-def test_thirty_two_forks_of_a_long_prefix_take_within_a_tenth_of_the_distinct_tokens():
-    page_size, prefix, new = 16, 1024, 64
-    cache = PagedCache(2, 1, 8, page_size=page_size, cache_tokens=8192)
-    root = cache.add()
-    cache.commit(cache.reserve([root], [prefix]))
-    forks = cache.fork_many([root] * 32, [prefix - 7] * 32)
-    peak = 0
-    for _ in range(new):
-        plan = cache.reserve(forks, np.ones(32, np.int64))
-        peak = max(peak, cache.stats()["live_bytes"])
-        cache.commit(plan)
+def test_a_remembered_prefix_comes_back_with_its_keys_and_values():
+    cache = make()
+    prompt = [7, 3, 9, 1, 4, 2, 8, 8, 5, 6]
+    first = cache.add()
+    append(cache, {first: [*prompt, 30, 31]})
+    cache.remember(first, [*prompt, 30, 31])
+    cache.free(first)
     stats = cache.stats()
-    # The forks begin inside a page: 63 pages are shared and each fork holds its own copy of the 64th.
-    assert stats["distinct_tokens"] == prefix + 32 * (new + 9)
-    assert peak <= 1.1 * stats["distinct_tokens"] * cache.bytes_per_token
+    assert (stats["live_pages"], stats["cached_pages"], stats["free_tokens"]) == (0, 3, 23 * 4)
+    assert stats["cached_bytes"] == 3 * 4 * cache.bytes_per_token
+
+    second, length = cache.match(prompt[:-1])
+    assert length == 8
+    append(cache, {second: [*prompt[8:], 40]})
+    assert_holds(cache, second, [*prompt, 40])
+    third, length = cache.match([1, 2, 3, 4, 5])
+    assert length == cache.length(third) == 0
+    cache.forget()
+    assert cache.stats()["cached_pages"] == 0
+    assert_holds(cache, second, [*prompt, 40])
+    cache.check()
+
+
+def resident_bytes(tensor: torch.Tensor) -> int:
+    """How much of a CPU tensor the system has given memory for."""
+    page = mmap.PAGESIZE
+    first, last = tensor.data_ptr() // page, (tensor.data_ptr() + tensor.nbytes - 1) // page
+    with open("/proc/self/pagemap", "rb") as pagemap:
+        pagemap.seek(8 * first)
+        entries = np.frombuffer(pagemap.read(8 * (last - first + 1)), np.uint64)
+    return int((entries >> np.uint64(62) != 0).sum()) * page  # bit 63: present, bit 62: swapped
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/pagemap"), reason="asks the Linux kernel which pages exist")
+def test_thirty_two_forks_of_a_long_prefix_take_within_a_tenth_of_the_distinct_tokens():
+    prefix, new, forks = 1024, 60, 32
+    thp_disable = 41  # huge pages would round each layer's memory up to 2 MB
+    prctl = ctypes.CDLL(None).prctl
+    prctl(thp_disable, 1, 0, 0, 0)
+    try:
+        cache = PagedCache(3, 4, 32, cache_tokens=200_000)
+        assert cache.stats()["bytes"] > 25 * (prefix + forks * new) * cache.bytes_per_token
+        root = cache.add()
+
+        def step(sequences, n_new):
+            plan = cache.reserve(sequences, n_new)
+            slots = torch.from_numpy(plan.slots)
+            for kv in (cache.k, cache.v):
+                kv.flatten(1, 2)[:, slots] = 1.0
+            cache.commit(plan)
+
+        step([root], [prefix])
+        family = cache.fork_many([root] * forks, [prefix] * forks)
+        peak = 0
+        for i in range(new):
+            step(family, np.ones(forks, np.int64))
+            if i % 10 == 9:
+                peak = max(peak, resident_bytes(cache.k) + resident_bytes(cache.v))
+    finally:
+        prctl(thp_disable, 0, 0, 0, 0)
+    stats = cache.stats()
+    assert stats["tokens"] == prefix + forks * (prefix + new)
+    assert stats["distinct_tokens"] == prefix + forks * new
+    distinct = stats["distinct_tokens"] * cache.bytes_per_token
+    assert distinct <= peak <= 1.1 * distinct
+    assert stats["live_bytes"] <= 1.1 * distinct

@@ -199,6 +199,7 @@ CALLS = {
     "max_pages": lambda t, s: t.max_pages([s]),
     "page_tables": lambda t, s: t.page_tables([s], np.zeros((1, 9), np.int32), np.zeros(1, np.int32)),
     "shared_runs": lambda t, s: t.shared_runs([s], [1]),
+    "remember": lambda t, s: t.remember(s, []),
 }
 
 
@@ -240,7 +241,10 @@ BAD_CALLS = {
     "matrix of handles": lambda t, a, b: t.free_many([[a, b]]),
     "too few columns": lambda t, a, b: t.page_tables([a], np.zeros((1, 2), np.int32), np.zeros(1, np.int32)),
     "too few rows": lambda t, a, b: t.page_tables([a, b], np.zeros((1, 5), np.int32), np.zeros(2, np.int32)),
+    "remember more than there is": lambda t, a, b: t.remember(a, [1] * 1000),
     "queries longer than the sequence": lambda t, a, b: t.shared_runs([a], [14]),
+    "remember a negative token": lambda t, a, b: t.remember(a, [-1]),
+    "match a token beyond 32 bits": lambda t, a, b: t.match([2**31]),
     "commit of an unknown plan": lambda t, a, b: t.commit(77),
     "rollback of an unknown plan": lambda t, a, b: t.rollback(0),
 }
@@ -400,6 +404,18 @@ class PageBooks(RuleBasedStateMachine):
         else:
             self.model.reserve(handles, n_new)
 
+    @precondition(lambda self: self.model.tokens)
+    @rule(data=st.data())
+    def remember(self, data):
+        handle = data.draw(st.sampled_from(list(self.model.tokens)))
+        self.model.remember(handle, data.draw(st.integers(0, len(self.model.tokens[handle]))))
+
+    @precondition(lambda self: len(self.model.tokens) < 12)
+    @rule(data=st.data())
+    def match(self, data):
+        known = sorted(self.model.remembered) or [()]
+        self.model.match(data.draw(st.sampled_from(known)) + data.draw(st.sampled_from([(), (0,), (1, 0, 0)])))
+
     @precondition(lambda self: self.model.plans)
     @rule(data=st.data())
     def commit(self, data):
@@ -436,6 +452,6 @@ class PageBooks(RuleBasedStateMachine):
 
 
 PageBooks.TestCase.settings = settings(
-    max_examples=150, stateful_step_count=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    max_examples=100, stateful_step_count=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )
 TestPageBooks = PageBooks.TestCase

@@ -11,22 +11,24 @@ import pytest
 from fastpower import _C
 from tests.books_model import ModelledTable
 
+CALLS = ["add", "fork", "truncate", "free", "reserve", "close", "remember", "match"]
+
 
 def random_calls(seed: int, num_pages: int, page_size: int, steps: int) -> dict[str, int]:
     """Random calls on a cache that is often full; returns how often each branch was taken."""
     rng = np.random.default_rng(seed)
     model = ModelledTable(num_pages, page_size)
-    taken = dict.fromkeys(["add", "fork", "truncate", "free", "reserve", "full", "commit", "rollback"], 0)
+    taken = dict.fromkeys(["add", "fork", "truncate", "free", "reserve", "full", "commit", "rollback", "match"], 0)
 
     def some(handles: list[int], most: int) -> list[int]:
         return [int(h) for h in rng.permutation(handles)[: rng.integers(1, most + 1)]]
 
     for step in range(steps):
         closed = model.closed()
-        call = rng.choice(
-            ["add", "fork", "truncate", "free", "reserve", "close"], p=[0.06, 0.16, 0.12, 0.14, 0.28, 0.24]
-        )
-        if call == "add" or not closed:
+        call = rng.choice(CALLS, p=[0.05, 0.14, 0.1, 0.13, 0.26, 0.2, 0.06, 0.06])
+        if not closed and model.plans:
+            call = "close"
+        if call == "add" or (not closed and call != "close"):
             if len(model.tokens) < 40:
                 model.add()
                 taken["add"] += 1
@@ -57,6 +59,13 @@ def random_calls(seed: int, num_pages: int, page_size: int, steps: int) -> dict[
             kind = "commit" if rng.random() < 0.7 else "rollback"
             getattr(model, kind)(plan)
             taken[kind] += 1
+        elif call == "remember":
+            handle = int(rng.choice(closed))
+            model.remember(handle, len(model.tokens[handle]))
+        elif call == "match" and model.remembered and len(model.tokens) < 60:
+            known = sorted(model.remembered)
+            matched = model.match((*known[rng.integers(len(known))], 0, 1))
+            taken["match"] += len(model.tokens[matched]) > 0
         if step % 5 == 0:
             model.verify()
     model.drain()
@@ -67,7 +76,7 @@ def random_calls(seed: int, num_pages: int, page_size: int, steps: int) -> dict[
 @pytest.mark.parametrize(("seed", "num_pages", "page_size"), [(1, 23, 3), (2, 19, 16), (3, 61, 1), (4, 90, 5)])
 def test_random_calls_lose_no_page_and_mix_up_no_token(seed, num_pages, page_size):
     taken = random_calls(seed, num_pages, page_size, steps=1000)
-    enough = dict(fork=30, truncate=30, free=30, reserve=40, commit=20, rollback=10, full=10)
+    enough = dict(fork=30, truncate=30, free=30, reserve=40, commit=20, rollback=10, full=10, match=10)
     enough["copies"] = 10 if page_size > 1 else 0  # pages of one slot are never partly filled
     assert all(taken[name] >= least for name, least in enough.items()), taken
 
