@@ -138,6 +138,7 @@ def plot_genealogy(record: Any, ax: Axes | None = None) -> Axes:
     for t, ancestors in enumerate(generations):
         for child, parent in enumerate(ancestors):
             ax.plot([t, t + 1], [parent, child], color="#b8c0cc", linewidth=0.8)
+    ax.set_xticks(range(len(generations) + 1))
     line = lineage(record)
     if line:
         ax.plot(range(len(line)), line, color=COLOURS[1], linewidth=2.2, label="the answer's line")

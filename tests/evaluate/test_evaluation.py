@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fastpower.errors import PromptTooLong
@@ -54,6 +59,50 @@ def test_interrupted_and_resumed_with_other_batches_the_bytes_are_the_same(tmp_p
     assert len({r["id"] for r in records}) == len(records)
     asked = [r for r in records if r["chain"] < 2]
     assert len(asked) == 5 * 2 * len(METHODS)
+
+
+PROGRAM = """
+import sys, time
+import fastpower.commands.eval as command
+from fastpower.cli import main
+from fastpower.evaluate import tasks
+from tests.evaluate.toys import toy_model, toy_task
+
+def slow_model(args):
+    model = toy_model()
+    forward = model.decoder.forward
+    model.decoder.forward = lambda work, draws: (time.sleep(0.004), forward(work, draws))[1]
+    return model
+
+command.load_from = slow_model
+tasks._TASKS["toy"] = toy_task
+sys.exit(main(["eval", "--task", "toy", "--methods", "plain,mh(moves=4,block=4)", "--chains", "3", "--max-rows", "2",
+               "--out", sys.argv[1]]))
+"""
+
+
+@pytest.mark.slow
+def test_an_eval_killed_with_signal_9_at_three_random_moments_resumes_to_the_same_bytes(tmp_path: Path) -> None:
+    def start(out: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", PROGRAM, str(tmp_path / out)]
+        environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+
+    assert start("whole").wait() == 0
+    moments = np.random.default_rng(3).integers(1, 7, size=3)
+    for records in moments:
+        process = start("broken")
+        assert process.stderr is not None
+        seen = 0
+        while seen < records:  # standard error says one line per record
+            seen += ", log p" in process.stderr.readline()
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    held = len((tmp_path / "broken/records.jsonl").read_bytes().splitlines())
+    assert moments.sum() <= held < 30
+    assert start("broken").wait() == 0
+    assert _bytes(tmp_path / "broken") == _bytes(tmp_path / "whole")
 
 
 def test_a_finished_run_does_not_load_the_model_again(tmp_path: Path) -> None:
