@@ -187,7 +187,7 @@ def last_logits(model, fused, texts, chunks):
     return torch.stack([result[s] for s in sequences])
 
 
-@pytest.mark.parametrize("isa", ["avx2", "avx512", "avx512_bf16"])
+@pytest.mark.parametrize("isa", ["avx2", "avx512", "avx512_bf16", "amx"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", ["llama", "gemma3"])
 def test_bits_of_a_row_do_not_depend_on_batch_chunks_or_threads(kind, dtype, isa, threads, set_isa):

@@ -82,8 +82,8 @@ void linear_tile(const Linear& linear, const Rows& x, int64_t row0, int64_t rows
     const int64_t count = std::min(kBlockSteps, steps - step);
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t begin = rows * t / tiles, end = rows * (t + 1) / tiles;
-      kernels.run[end - begin](x.row(row0 + begin) + step * kernels.x_step, x.stride, w + step * kPanel * 4,
-                               count, acc + begin * kPanel);
+      kernels.run(end - begin, x.row(row0 + begin) + step * kernels.x_step, x.stride, w + step * kPanel * 4,
+                  count, acc + begin * kPanel);
     }
   }
   if (!linear.bias) return;

@@ -40,15 +40,15 @@ struct Linear {
 void pack_linear(const Linear& linear, const void* weight, int64_t row_stride, void* panels);
 void unpack_linear(const Linear& linear, void* weight);  // (out, in) contiguous
 
-// Rows as the kernels of an instruction set read them: bfloat16 for vdpbf16ps, float32 otherwise; an odd last
-// input of bfloat16 weights is followed by a zero.
+// Rows as the kernels of an instruction set read them: bfloat16 for vdpbf16ps and tiles, float32 otherwise;
+// an odd last input of bfloat16 weights is followed by a zero.
 struct Rows {
   Isa isa;
   const char* data;
   int64_t stride;  // bytes
   const char* row(int64_t i) const { return data + i * stride; }
   // Whether rows for weights of this dtype are bfloat16.
-  static bool narrow(Isa isa, Dtype weight) { return isa == Isa::avx512_bf16 && weight == Dtype::bfloat16; }
+  static bool narrow(Isa isa, Dtype weight) { return isa >= Isa::avx512_bf16 && weight == Dtype::bfloat16; }
 };
 
 // acc[i * kPanel + c] = Σ_k x[row0 + i, k] W[panel · 32 + c, k] + bias for i < rows ≤ kTileRows; acc is

@@ -122,6 +122,69 @@ FASTPOWER_AVX512 void avx512_floats(const char* x, int64_t x_stride, const char*
   }
 }
 
+// ---- AMX: 2 tiles of 16 columns × up to 2 tiles of 16 rows, 16 steps at a time. tdpbf16ps adds the pairs of
+// one output in ascending order, one output per lane of its row, so the number of rows in a tile changes
+// nothing.
+
+struct alignas(64) TileConfig {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t bytes[16] = {};
+  uint8_t rows[16] = {};
+  void set(int tile, int64_t tile_rows, int64_t row_bytes) {
+    rows[tile] = static_cast<uint8_t>(tile_rows);
+    bytes[tile] = static_cast<uint16_t>(row_bytes);
+  }
+};
+
+// Blocks of `depth` ≤ 16 steps each.
+FASTPOWER_AMX void amx_blocks(int64_t rows, const char* x, int64_t x_stride, const char* w, int64_t blocks,
+                              int64_t depth, float* acc) {
+  constexpr int64_t kStep = kPanel * 4;  // bytes of a step, and of a row of acc
+  const int64_t top = rows < 16 ? rows : 16, bottom = rows - top;
+  TileConfig config;
+  for (int half = 0; half < 2; ++half) {
+    config.set(half, top, 64);
+    if (bottom) config.set(2 + half, bottom, 64);
+    config.set(6 + half, depth, 64);
+  }
+  config.set(4, top, 4 * depth);
+  if (bottom) config.set(5, bottom, 4 * depth);
+  _tile_loadconfig(&config);
+  float* acc_bottom = acc + 16 * kPanel;
+  _tile_loadd(0, acc, kStep);
+  _tile_loadd(1, acc + 16, kStep);
+  if (bottom) {
+    _tile_loadd(2, acc_bottom, kStep);
+    _tile_loadd(3, acc_bottom + 16, kStep);
+  }
+  for (int64_t b = 0; b < blocks; ++b, w += depth * kStep, x += 4 * depth) {
+    for (int64_t line = 0; line < depth * kStep; line += 64) _mm_prefetch(w + kAhead + line, _MM_HINT_T0);
+    _tile_loadd(6, w, kStep);
+    _tile_loadd(7, w + 64, kStep);
+    _tile_loadd(4, x, x_stride);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    if (bottom) {
+      _tile_loadd(5, x + 16 * x_stride, x_stride);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+  }
+  _tile_stored(0, acc, kStep);
+  _tile_stored(1, acc + 16, kStep);
+  if (bottom) {
+    _tile_stored(2, acc_bottom, kStep);
+    _tile_stored(3, acc_bottom + 16, kStep);
+  }
+  _tile_release();
+}
+
+void amx_pairs(int64_t rows, const char* x, int64_t x_stride, const char* w, int64_t steps, float* acc) {
+  const int64_t blocks = steps / 16, rest = steps % 16;
+  if (blocks) amx_blocks(rows, x, x_stride, w, blocks, 16, acc);
+  if (rest) amx_blocks(rows, x + blocks * 64, x_stride, w + blocks * 16 * kPanel * 4, 1, rest, acc);
+}
+
 // ---- AVX2: 4 vectors of columns × up to 3 rows = 12 of 16 registers.
 
 template <int R, bool kPairs>
@@ -158,7 +221,7 @@ FASTPOWER_AVX2 void avx2_any(const char* x, int64_t x_stride, const char* w, int
 #endif  // __x86_64__
 
 template <bool kPairs>
-void portable_row(const char* x, int64_t, const char* w, int64_t steps, float* acc) {
+void portable_row(int64_t, const char* x, int64_t, const char* w, int64_t steps, float* acc) {
   float sum[kPanel];
   std::memcpy(sum, acc, sizeof(sum));
   for (int64_t s = 0; s < steps; ++s, w += kPanel * 4, x += kPairs ? 8 : 4) {
@@ -178,27 +241,46 @@ void portable_row(const char* x, int64_t, const char* w, int64_t steps, float* a
   std::memcpy(acc, sum, sizeof(sum));
 }
 
-#define FASTPOWER_12(f) {nullptr, f<1>, f<2>, f<3>, f<4>, f<5>, f<6>, f<7>, f<8>, f<9>, f<10>, f<11>, f<12>}
+// One instance of a tile kernel per number of rows, chosen by table.
+#define FASTPOWER_UP_TO_12(NAME, F)                                                                    \
+  void NAME(int64_t rows, const char* x, int64_t x_stride, const char* w, int64_t steps, float* acc) { \
+    static constexpr decltype(&F<1>) kRows[] = {F<1>, F<2>, F<3>, F<4>,  F<5>,  F<6>,                  \
+                                                F<7>, F<8>, F<9>, F<10>, F<11>, F<12>};                \
+    kRows[rows - 1](x, x_stride, w, steps, acc);                                                       \
+  }
+
+#if defined(__x86_64__)
+FASTPOWER_UP_TO_12(run_avx512_bf16_pairs, avx512_bf16_pairs)
+FASTPOWER_UP_TO_12(run_avx512_pairs, avx512_pairs)
+FASTPOWER_UP_TO_12(run_avx512_floats, avx512_floats)
+
+template <bool kPairs>
+void run_avx2(int64_t rows, const char* x, int64_t x_stride, const char* w, int64_t steps, float* acc) {
+  static constexpr decltype(&avx2_any<1, kPairs>) kRows[] = {avx2_any<1, kPairs>, avx2_any<2, kPairs>,
+                                                             avx2_any<3, kPairs>};
+  kRows[rows - 1](x, x_stride, w, steps, acc);
+}
+#endif
 
 }  // namespace
 
 const LinearKernels& linear_kernels(Isa isa, Dtype weight) {
   const bool pairs = weight == Dtype::bfloat16;
 #if defined(__x86_64__)
-  static const LinearKernels kFloats512{12, 4, FASTPOWER_12(avx512_floats)};
-  static const LinearKernels kPairs512{12, 8, FASTPOWER_12(avx512_pairs)};
-  static const LinearKernels kPairsBf16{12, 4, FASTPOWER_12(avx512_bf16_pairs)};
-  static const LinearKernels kFloats2{
-      3, 4, {nullptr, avx2_any<1, false>, avx2_any<2, false>, avx2_any<3, false>}};
-  static const LinearKernels kPairs2{
-      3, 8, {nullptr, avx2_any<1, true>, avx2_any<2, true>, avx2_any<3, true>}};
+  static const LinearKernels kFloats512{12, 4, run_avx512_floats};
+  static const LinearKernels kPairs512{12, 8, run_avx512_pairs};
+  static const LinearKernels kPairsBf16{12, 4, run_avx512_bf16_pairs};
+  static const LinearKernels kPairsAmx{32, 4, amx_pairs};
+  static const LinearKernels kFloats2{3, 4, run_avx2<false>};
+  static const LinearKernels kPairs2{3, 8, run_avx2<true>};
+  if (isa == Isa::amx && pairs) return kPairsAmx;
   if (isa == Isa::avx512_bf16 && pairs) return kPairsBf16;
   if (isa >= Isa::avx512) return pairs ? kPairs512 : kFloats512;
   if (isa == Isa::avx2) return pairs ? kPairs2 : kFloats2;
 #endif
   (void)isa;
-  static const LinearKernels kFloats{1, 4, {nullptr, portable_row<false>}};
-  static const LinearKernels kPairs{1, 8, {nullptr, portable_row<true>}};
+  static const LinearKernels kFloats{1, 4, portable_row<false>};
+  static const LinearKernels kPairs{1, 8, portable_row<true>};
   return pairs ? kPairs : kFloats;
 }
 

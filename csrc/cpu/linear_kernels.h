@@ -8,14 +8,15 @@
 
 namespace fastpower {
 
-// acc[i * 32 + c] += Σ_{s < steps} x_i[s] · w[s][c] for R rows i, s ascending. x_stride in bytes; acc 64-byte
-// aligned.
-using LinearKernel = void (*)(const char* x, int64_t x_stride, const char* w, int64_t steps, float* acc);
+// acc[i * 32 + c] += Σ_{s < steps} x_i[s] · w[s][c] for `rows` rows i, s ascending. x_stride in bytes; acc
+// 64-byte aligned.
+using LinearKernel = void (*)(int64_t rows, const char* x, int64_t x_stride, const char* w, int64_t steps,
+                              float* acc);
 
 struct LinearKernels {
-  int64_t max_rows;
-  int64_t x_step;        // bytes of x per step
-  LinearKernel run[13];  // run[R], R = 1 … max_rows
+  int64_t max_rows;  // of one call
+  int64_t x_step;    // bytes of x per step
+  LinearKernel run;
 };
 
 const LinearKernels& linear_kernels(Isa isa, Dtype weight);

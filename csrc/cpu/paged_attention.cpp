@@ -180,6 +180,7 @@ class Plan {
 const AttentionKernel& kernel() {
 #if defined(__x86_64__)
   switch (active_isa()) {
+    case Isa::amx:
     case Isa::avx512_bf16:
     case Isa::avx512:
       return avx512::attention_kernel;

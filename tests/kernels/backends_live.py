@@ -31,7 +31,7 @@ class Way(NamedTuple):
 
 def instruction_sets():
     """Those of this machine for which the kernels have code of their own, best last."""
-    order = ["portable", "avx2", "avx512", "avx512_bf16"]
+    order = ["portable", "avx2", "avx512", "avx512_bf16", "amx"]
     return order[: order.index(_C.isa()) + 1]
 
 

@@ -6,7 +6,7 @@ import torch
 from fastpower import _C
 from fastpower.kernels import linear, pack_linear
 
-ISAS = ("portable", "avx2", "avx512", "avx512_bf16")
+ISAS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")
 DTYPES = (torch.float32, torch.bfloat16)
 SHAPES = ((1, 1), (1, 7), (33, 64), (65, 63), (96, 1025), (577, 301))  # (out, in)
 

@@ -14,7 +14,7 @@ def widened(bits):
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
-@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512", "avx512_bf16"])
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512", "avx512_bf16", "amx"])
 @pytest.mark.parametrize("pairs", [False, True])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (13, 33, 63), (97, 70, 1100)])  # rows, out, in
 def test_product_equals_numpy(isa, pairs, shape):
