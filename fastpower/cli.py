@@ -14,7 +14,7 @@ import fastpower
 from fastpower.errors import FastpowerError, Interrupted
 
 # Modules are imported before parsing, so none of them may import torch at its top.
-COMMANDS = ("sample", "compare", "eval", "plot", "env")
+COMMANDS = ("sample", "compare", "eval", "plot", "env", "completion")
 
 
 def build_parser() -> argparse.ArgumentParser:

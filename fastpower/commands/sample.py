@@ -7,6 +7,7 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
+from fastpower.commands.configuration import add_config
 from fastpower.commands.options import add_model_arguments, add_sampler_arguments, load_from, sampler_from
 from fastpower.errors import Interrupted
 
@@ -39,6 +40,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add_sampler_arguments(parser)
     add_model_arguments(parser)
     parser.set_defaults(run=run)
+    add_config(parser)
 
 
 def run(args: argparse.Namespace) -> int:
