@@ -9,14 +9,17 @@ struct Simd {
   static F set(float x) { return _mm256_set1_ps(x); }
   static F load(const float* p) { return _mm256_loadu_ps(p); }
   static void store(float* p, F x) { _mm256_storeu_ps(p, x); }
-  // n is always kWidth here: head_dim is a multiple of it.
-  static F load(const float* p, int) { return _mm256_loadu_ps(p); }
-  static F load(const bfloat16* p, int) {
+  static F load(const bfloat16* p) {
     const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16));
   }
-  static F load(const float16* p, int) {
+  static F load(const float16* p) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  // n is always kWidth here: head_dim is a multiple of it.
+  template <class T>
+  static F load(const T* p, int) {
+    return load(p);
   }
   static void store(float* p, F x, int) { _mm256_storeu_ps(p, x); }
   static void store(bfloat16* p, F x, int) {
@@ -26,6 +29,32 @@ struct Simd {
   }
   static void store(float16* p, F x, int) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+  }
+  template <class T>
+  static void load_pair(const T* p, F* a, F* b) {
+    *a = load(p);
+    *b = load(p + kWidth);
+  }
+  template <class T>
+  static void to_pair_order(T, F*, F*) {}
+  template <class T>
+  static void from_pair_order(T, F*, F*) {}
+  // 16 bfloat16: the even ones, then the odd ones. A shift and a mask are cheaper than two widening moves.
+  static void load_pair(const bfloat16* p, F* a, F* b) {
+    const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    *a = _mm256_castsi256_ps(_mm256_slli_epi32(x, 16));
+    *b = _mm256_castsi256_ps(_mm256_and_si256(x, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
+  }
+  static void to_pair_order(bfloat16, F* a, F* b) {
+    const F x = _mm256_permute2f128_ps(*a, *b, 0x20), y = _mm256_permute2f128_ps(*a, *b, 0x31);
+    const F even = _mm256_shuffle_ps(x, y, 0x88), odd = _mm256_shuffle_ps(x, y, 0xdd);
+    *a = _mm256_permutevar8x32_ps(even, _mm256_set_epi32(7, 6, 3, 2, 5, 4, 1, 0));
+    *b = _mm256_permutevar8x32_ps(odd, _mm256_set_epi32(7, 6, 3, 2, 5, 4, 1, 0));
+  }
+  static void from_pair_order(bfloat16, F* a, F* b) {
+    const F x = _mm256_unpacklo_ps(*a, *b), y = _mm256_unpackhi_ps(*a, *b);
+    *a = _mm256_permute2f128_ps(x, y, 0x20);
+    *b = _mm256_permute2f128_ps(x, y, 0x31);
   }
   static F add(F a, F b) { return _mm256_add_ps(a, b); }
   static F sub(F a, F b) { return _mm256_sub_ps(a, b); }
@@ -70,5 +99,15 @@ struct Simd {
       _mm256_storeu_ps(out + i * stride, _mm256_permute2f128_ps(u[i], u[i + 4], 0x20));
       _mm256_storeu_ps(out + (i + 4) * stride, _mm256_permute2f128_ps(u[i], u[i + 4], 0x31));
     }
+  }
+  template <class T>
+  static constexpr int block() {
+    return kWidth;
+  }
+  template <class T>
+  static void transpose(const T* base, int64_t stride, float* out, int out_stride) {
+    F block[kWidth];
+    for (int k = 0; k < kWidth; ++k) block[k] = load(base + k * stride);
+    transpose(block, out, out_stride, kWidth);
   }
 };

@@ -11,6 +11,13 @@ struct Simd {
   static F set(float x) { return _mm512_set1_ps(x); }
   static F load(const float* p) { return _mm512_loadu_ps(p); }
   static void store(float* p, F x) { _mm512_storeu_ps(p, x); }
+  static F load(const bfloat16* p) {
+    const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
+  }
+  static F load(const float16* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
   static F load(const float* p, int n) { return _mm512_maskz_loadu_ps(first(n), p); }
   static F load(const bfloat16* p, int n) {
     const __m256i x = _mm256_maskz_loadu_epi16(first(n), p);
@@ -28,6 +35,33 @@ struct Simd {
   }
   static void store(float16* p, F x, int n) {
     _mm256_mask_storeu_epi16(p, first(n), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
+  template <class T>
+  static void load_pair(const T* p, F* a, F* b) {
+    *a = load(p);
+    *b = load(p + kWidth);
+  }
+  template <class T>
+  static void to_pair_order(T, F*, F*) {}
+  template <class T>
+  static void from_pair_order(T, F*, F*) {}
+  // 32 bfloat16: the even ones, then the odd ones. A shift and a mask are cheaper than two widening moves.
+  static void load_pair(const bfloat16* p, F* a, F* b) {
+    const __m512i x = _mm512_loadu_si512(p);
+    *a = _mm512_castsi512_ps(_mm512_slli_epi32(x, 16));
+    *b = _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+  }
+  static void to_pair_order(bfloat16, F* a, F* b) {
+    const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+    const F x = *a, y = *b;
+    *a = _mm512_permutex2var_ps(x, even, y);
+    *b = _mm512_permutex2var_ps(x, _mm512_add_epi32(even, _mm512_set1_epi32(1)), y);
+  }
+  static void from_pair_order(bfloat16, F* a, F* b) {
+    const __m512i low = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    const F x = *a, y = *b;
+    *a = _mm512_permutex2var_ps(x, low, y);
+    *b = _mm512_permutex2var_ps(x, _mm512_add_epi32(low, _mm512_set1_epi32(8)), y);
   }
   static F add(F a, F b) { return _mm512_add_ps(a, b); }
   static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
@@ -83,5 +117,60 @@ struct Simd {
       _mm512_storeu_ps(out + d * stride, _mm512_shuffle_f32x4(t[i], t[i + 8], 0x88));
       if (d + 8 < n) _mm512_storeu_ps(out + (d + 8) * stride, _mm512_shuffle_f32x4(t[i], t[i + 8], 0xdd));
     }
+  }
+  // Words per key that are transposed at once: 16 of 32 bits, so 32 bfloat16.
+  template <class T>
+  static constexpr int block() {
+    return sizeof(T) == 2 && !is_half(T{}) ? 32 : 16;
+  }
+  static constexpr bool is_half(float16) { return true; }
+  template <class T>
+  static constexpr bool is_half(T) {
+    return false;
+  }
+  // The 128-bit quarters of 16 keys are put in place by loads with a mask, which leaves half of the shuffles.
+  static void quarter(const char* base, int64_t stride, F* t) {
+    F u[4];
+    for (int i = 0; i < 4; ++i) {
+      const char* row = base + i * stride;
+      F x = _mm512_castps128_ps512(_mm_loadu_ps(reinterpret_cast<const float*>(row)));
+      x = _mm512_mask_broadcast_f32x4(x, 0x00f0,
+                                      _mm_loadu_ps(reinterpret_cast<const float*>(row + 4 * stride)));
+      x = _mm512_mask_broadcast_f32x4(x, 0x0f00,
+                                      _mm_loadu_ps(reinterpret_cast<const float*>(row + 8 * stride)));
+      u[i] = _mm512_mask_broadcast_f32x4(x, 0xf000,
+                                         _mm_loadu_ps(reinterpret_cast<const float*>(row + 12 * stride)));
+    }
+    const F a = _mm512_unpacklo_ps(u[0], u[1]), b = _mm512_unpackhi_ps(u[0], u[1]);
+    const F c = _mm512_unpacklo_ps(u[2], u[3]), d = _mm512_unpackhi_ps(u[2], u[3]);
+    t[0] = _mm512_shuffle_ps(a, c, 0x44);
+    t[1] = _mm512_shuffle_ps(a, c, 0xee);
+    t[2] = _mm512_shuffle_ps(b, d, 0x44);
+    t[3] = _mm512_shuffle_ps(b, d, 0xee);
+  }
+  static void transpose(const float* base, int64_t stride, float* out, int out_stride) {
+    for (int q = 0; q < 16; q += 4) {
+      F t[4];
+      quarter(reinterpret_cast<const char*>(base + q), 4 * stride, t);
+      for (int i = 0; i < 4; ++i) _mm512_storeu_ps(out + (q + i) * out_stride, t[i]);
+    }
+  }
+  static void transpose(const bfloat16* base, int64_t stride, float* out, int out_stride) {
+    for (int q = 0; q < 16; q += 4) {
+      F t[4];
+      quarter(reinterpret_cast<const char*>(base + 2 * q), 2 * stride, t);
+      for (int i = 0; i < 4; ++i) {
+        const __m512i pair = _mm512_castps_si512(t[i]);
+        const __m512i even = _mm512_slli_epi32(pair, 16);
+        const __m512i odd = _mm512_and_si512(pair, _mm512_set1_epi32(static_cast<int>(0xffff0000u)));
+        _mm512_storeu_ps(out + 2 * (q + i) * out_stride, _mm512_castsi512_ps(even));
+        _mm512_storeu_ps(out + (2 * (q + i) + 1) * out_stride, _mm512_castsi512_ps(odd));
+      }
+    }
+  }
+  static void transpose(const float16* base, int64_t stride, float* out, int out_stride) {
+    F block[kWidth];
+    for (int k = 0; k < kWidth; ++k) block[k] = load(base + k * stride);
+    transpose(block, out, out_stride, kWidth);
   }
 };

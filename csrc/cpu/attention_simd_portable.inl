@@ -15,6 +15,10 @@ struct Simd {
     std::memcpy(&x, p, sizeof x);
     return x;
   }
+  template <class T>
+  static F load(const T* p) {
+    return F{to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3])};
+  }
   static void store(float* p, F x) { std::memcpy(p, &x, sizeof x); }
   template <class T>
   static F load(const T* p, int n) {
@@ -26,6 +30,15 @@ struct Simd {
   static void store(T* p, F x, int n) {
     for (int i = 0; i < kWidth && i < n; ++i) from_float(x[i], p + i);
   }
+  template <class T>
+  static void load_pair(const T* p, F* a, F* b) {
+    *a = load(p);
+    *b = load(p + kWidth);
+  }
+  template <class T>
+  static void to_pair_order(T, F*, F*) {}
+  template <class T>
+  static void from_pair_order(T, F*, F*) {}
   static F add(F a, F b) { return a + b; }
   static F sub(F a, F b) { return a - b; }
   static F mul(F a, F b) { return a * b; }
@@ -63,5 +76,15 @@ struct Simd {
   // rows[k] holds the words d = 0 .. kWidth - 1 of key k: writes word d of the keys to out[d * stride ...].
   static void transpose(const F* rows, float* out, int stride, int n) {
     for (int d = 0; d < n; ++d) store(out + d * stride, F{rows[0][d], rows[1][d], rows[2][d], rows[3][d]});
+  }
+  template <class T>
+  static constexpr int block() {
+    return kWidth;
+  }
+  template <class T>
+  static void transpose(const T* base, int64_t stride, float* out, int out_stride) {
+    F block[kWidth];
+    for (int k = 0; k < kWidth; ++k) block[k] = load(base + k * stride);
+    transpose(block, out, out_stride, kWidth);
   }
 };

@@ -29,8 +29,9 @@ struct Tile {
   int64_t begin, end;     // splits
   int64_t first_end = 0;  // splits below it are folded into record 0
   int64_t records = 0;    // per token, counting those of the group
-  int64_t cut_cost = 0;  // cost that decides into how many tasks it is cut: the same for all tiles of a group
-  bool shared = false;   // splits of a group's shared run
+  int64_t heads = 1;      // key/value heads per task
+  int64_t cut_cost = 0;   // decides into how many tasks a head is cut; both are the same for a whole group
+  bool shared = false;    // splits of a group's shared run
   bool after_shared = false;  // a sequence's own splits behind such a run
 };
 
@@ -100,7 +101,7 @@ class Plan {
       for (int64_t s = s0; s < s1; ++s) shared_splits_[s] = splits;
       for (int64_t t = t0; t < t1; t += tile_tokens_) {
         Tile tile{t, std::min(tile_tokens_, t1 - t), s0, begin, splits};
-        tile.cut_cost = cost(begin, splits, std::min(tile_tokens_, t1 - t0));
+        size_tasks(std::min(tile_tokens_, t1 - t0), &tile);
         tile.shared = true;
         tiles_.push_back(tile);
       }
@@ -113,11 +114,17 @@ class Plan {
         Tile tile{t, std::min<int64_t>(tile_tokens_, a_.query_starts[s + 1] - t), s, 0, 0};
         tile.begin = std::max(shared_splits_[s], first_seen(t) / kSplit);
         tile.end = position_[t + tile.tokens - 1] / kSplit + 1;
-        tile.cut_cost = cost(tile.begin, tile.end, tile.tokens);
+        size_tasks(tile.tokens, &tile);
         tile.after_shared = shared_splits_[s] > 0;
         tiles_.push_back(tile);
       }
     }
+  }
+
+  // A few queries visit all heads of a split at once, in the order of memory.
+  void size_tasks(int64_t tokens, Tile* tile) const {
+    tile->heads = tokens * a_.q_heads <= kTileRows ? a_.kv_heads : 1;
+    tile->cut_cost = cost(tile->begin, tile->end, tokens) * tile->heads;
   }
 
   int64_t cost(int64_t begin, int64_t end, int64_t tokens) const {
@@ -127,7 +134,7 @@ class Plan {
   // Tiles become tasks, one per key/value head, cut along the splits only as far as the threads need it.
   void cut() {
     int64_t total = 0;
-    for (const Tile& tile : tiles_) total += tile.cut_cost * a_.kv_heads;
+    for (const Tile& tile : tiles_) total += tile.cut_cost * (a_.kv_heads / tile.heads);
     const int64_t threads = num_threads();
     const int64_t limit =
         threads == 1 ? total + 1 : std::max(kMinTaskCost, total / (threads * kTasksPerThread));
@@ -145,17 +152,17 @@ class Plan {
       else
         place_records(&tile, splits <= per_task);
       for (int64_t begin = tile.begin; begin < tile.end; begin += per_task)
-        for (int64_t head = 0; head < a_.kv_heads; ++head) {
-          tasks_.push_back({tile.token, tile.tokens, tile.sequence, head, begin,
+        for (int64_t head = 0; head < a_.kv_heads; head += tile.heads)
+          tasks_.push_back({tile.token, tile.tokens, tile.sequence, head, head + tile.heads, begin,
                             std::min(tile.end, begin + per_task),
                             /*record_base=*/tile.first_end - 1,
                             /*first=*/!tile.after_shared && begin == tile.begin,
                             /*whole=*/tile.records == 0 && !tile.shared});
-        }
     }
     // Longest first, so that no thread is left with a long task at the end.
     std::stable_sort(tasks_.begin(), tasks_.end(), [&](const AttentionTask& x, const AttentionTask& y) {
-      return cost(x.begin, x.end, x.tokens) > cost(y.begin, y.end, y.tokens);
+      return cost(x.begin, x.end, x.tokens) * (x.head_end - x.head_begin) >
+             cost(y.begin, y.end, y.tokens) * (y.head_end - y.head_begin);
     });
   }
 

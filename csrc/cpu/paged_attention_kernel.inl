@@ -6,6 +6,8 @@
 //
 //   Simd::F        kWidth floats;  kRows query rows are worked on together, as the registers allow
 //   load(p, n)     n < kWidth only where head_dim is not a multiple of kWidth; the rest is 0
+//   block, transpose(rows, d, …)  block words of kWidth keys at once, without masks
+//   load_pair      two vectors in an order of their own; to_pair_order and from_pair_order convert sums
 //   max(a, b)      b if one of them is NaN
 //   reduce_*       in one fixed order
 //   split_exponent x = n + f: returns f in [-1/2, 1/2], gives 2^n
@@ -14,7 +16,8 @@
 
 using F = Simd::F;
 constexpr int W = Simd::kWidth;
-constexpr int kVectors = 4;  // vectors that one row of the register tile spans
+constexpr int kVectors = 4;      // vectors that one row of the register tile spans
+constexpr int kDirectRows = 12;  // up to here values are read where they are; more rows pay for packing them
 constexpr float kLog2e = 1.44269504f;
 
 inline int64_t smaller(int64_t x, int64_t y) { return x < y ? x : y; }
@@ -79,39 +82,82 @@ inline void clear(float* x, int64_t n) {
   for (int64_t i = 0; i < n; i += W) Simd::store(x + i, Simd::zero());
 }
 
-// keys[d][i] = row i, word d. Keys from count on are 0: their scores are computed and dropped.
+// The lines of the next split, asked for a few at a time while this one is worked on: pages lie anywhere, so
+// the hardware cannot guess where the next one is, and all lines at once would block the loads of this split.
+class Ahead {
+ public:
+  void clear() { runs_ = next_ = 0, at_ = end_ = nullptr; }
+  void add(const void* begin, int64_t bytes) {
+    begin_[runs_] = static_cast<const char*>(begin);
+    bytes_[runs_++] = bytes;
+  }
+  void ask(int lines) {
+    for (; lines > 0; --lines, at_ += 64) {
+      if (at_ >= end_) {
+        if (next_ == runs_) return;
+        at_ = begin_[next_];
+        end_ = at_ + bytes_[next_++];
+      }
+      __builtin_prefetch(at_, 0, 2);
+    }
+  }
+
+ private:
+  const char* begin_[2 * kSplit];
+  int64_t bytes_[2 * kSplit];
+  const char *at_, *end_;
+  int runs_, next_;
+};
+
+// keys[d][i] = word d of row i, transposed W keys at a time. Keys from count on are 0: their scores are
+// computed and dropped. `even`: W keys from a multiple of W on lie at equal distances, `stride`.
 template <class T>
-void pack_keys(const T* const* rows, int count, int dim, float* keys) {
-  for (int i = 0; i < kSplit; i += W) {
+void pack_keys(const T* const* rows, int64_t head_offset, bool even, int64_t stride, int count, int dim,
+               float* keys, Ahead* ahead, int lines) {
+  for (int i = 0; i < kSplit; i += W, keys += W) {
     if (i >= count) {
-      for (int d = 0; d < dim; ++d) Simd::store(keys + d * kSplit + i, Simd::zero());
+      for (int d = 0; d < dim; ++d) Simd::store(keys + d * kSplit, Simd::zero());
       continue;
     }
-    for (int d = 0; d < dim; d += W) {
+    int d = 0;
+    if (even && i + W <= count)
+      for (; d + Simd::block<T>() <= dim; d += Simd::block<T>()) {
+        ahead->ask(lines);
+        Simd::transpose(rows[i] + head_offset + d, stride, keys + d * kSplit, kSplit);
+      }
+    for (; d < dim; d += W) {
       F block[W];
       for (int k = 0; k < W; ++k)
-        block[k] = i + k < count ? Simd::load(rows[i + k] + d, dim - d) : Simd::zero();
-      Simd::transpose(block, keys + d * kSplit + i, kSplit, dim - d);
+        block[k] = i + k < count ? Simd::load(rows[i + k] + head_offset + d, dim - d) : Simd::zero();
+      Simd::transpose(block, keys + d * kSplit, kSplit, dim - d);
     }
   }
 }
 
 template <class T>
-void pack_values(const T* const* rows, int count, int dim, int padded, float* values) {
-  for (int i = 0; i < count; ++i)
-    for (int d = 0; d < padded; d += W)
-      Simd::store(values + i * padded + d, d < dim ? Simd::load(rows[i] + d, dim - d) : Simd::zero());
+void pack_values(const T* const* rows, int64_t head_offset, int count, int dim, int padded, float* values) {
+  for (int i = 0; i < count; ++i, values += padded) {
+    const T* row = rows[i] + head_offset;
+    int d = 0;
+    for (; d + W <= dim; d += W) Simd::store(values + d, Simd::load(row + d));
+    if (d < dim) {
+      Simd::store(values + d, Simd::load(row + d, dim - d));
+      d += W;
+    }
+    for (; d < padded; d += W) Simd::store(values + d, Simd::zero());
+  }
 }
 
 // scores[r][i] = sum_d queries[r][d] keys[d][i]: one chain of fused multiply-adds per score, in the order of
 // d.
 template <int R>
-void score_rows(const float* queries, const float* keys, int dim, float* scores) {
+void score_rows(const float* queries, const float* keys, int dim, float* scores, Ahead* ahead, int lines) {
   for (int i = 0; i < kSplit; i += kVectors * W) {
     F sum[R][kVectors];
     for (int r = 0; r < R; ++r)
       for (int j = 0; j < kVectors; ++j) sum[r][j] = Simd::zero();
     for (int d = 0; d < dim; ++d) {
+      ahead->ask(lines);
       F k[kVectors];
       for (int j = 0; j < kVectors; ++j) k[j] = Simd::load(keys + d * kSplit + i + j * W);
       for (int r = 0; r < R; ++r) {
@@ -125,75 +171,110 @@ void score_rows(const float* queries, const float* keys, int dim, float* scores)
 }
 
 // a[r][c ...] += sum over keys [begin, end) of p[r][k] values[k][c ...], in the order of k.
-template <int R, int N>
-void add_columns(const float* p, const float* values, int padded, int begin, int end, float* a) {
+template <int R, int N, class T>
+void add_columns(const float* p, const T* const* values, int64_t offset, int c, int padded, int begin,
+                 int end, float* a, Ahead* ahead, int lines) {
   F sum[R][N];
   for (int r = 0; r < R; ++r)
-    for (int j = 0; j < N; ++j) sum[r][j] = Simd::load(a + r * padded + j * W);
+    for (int j = 0; j < N; ++j) sum[r][j] = Simd::load(a + r * padded + c + j * W);
+  if constexpr (N > 1)
+    for (int r = 0; r < R; ++r)
+      for (int j = 0; j < N; j += 2) Simd::to_pair_order(T{}, &sum[r][j], &sum[r][j + 1]);
   for (int k = begin; k < end; ++k) {
+    ahead->ask(lines);
+    const T* row = values[k] + offset + c;
     F v[N];
-    for (int j = 0; j < N; ++j) v[j] = Simd::load(values + k * padded + j * W);
+    if constexpr (N == 1)
+      v[0] = Simd::load(row);
+    else
+      for (int j = 0; j < N; j += 2) Simd::load_pair(row + j * W, &v[j], &v[j + 1]);
     for (int r = 0; r < R; ++r) {
       const F weight = Simd::set(p[r * kSplit + k]);
       for (int j = 0; j < N; ++j) sum[r][j] = Simd::fma(weight, v[j], sum[r][j]);
     }
   }
+  if constexpr (N > 1)
+    for (int r = 0; r < R; ++r)
+      for (int j = 0; j < N; j += 2) Simd::from_pair_order(T{}, &sum[r][j], &sum[r][j + 1]);
   for (int r = 0; r < R; ++r)
-    for (int j = 0; j < N; ++j) Simd::store(a + r * padded + j * W, sum[r][j]);
+    for (int j = 0; j < N; ++j) Simd::store(a + r * padded + c + j * W, sum[r][j]);
 }
 
-template <int R>
-void add_values(const float* p, const float* values, int padded, int begin, int end, float* a) {
+template <int R, class T>
+void add_values(const float* p, const T* const* values, int64_t offset, int padded, int begin, int end,
+                float* a, Ahead* ahead, int lines) {
   if (begin >= end) return;
   int c = 0;
   for (; c + kVectors * W <= padded; c += kVectors * W)
-    add_columns<R, kVectors>(p, values + c, padded, begin, end, a + c);
-  for (; c + 2 * W <= padded; c += 2 * W) add_columns<R, 2>(p, values + c, padded, begin, end, a + c);
-  for (; c < padded; c += W) add_columns<R, 1>(p, values + c, padded, begin, end, a + c);
+    add_columns<R, kVectors>(p, values, offset, c, padded, begin, end, a, ahead, lines);
+  for (; c + 2 * W <= padded; c += 2 * W)
+    add_columns<R, 2>(p, values, offset, c, padded, begin, end, a, ahead, lines);
+  for (; c < padded; c += W) add_columns<R, 1>(p, values, offset, c, padded, begin, end, a, ahead, lines);
+}
+
+inline void mask(float* p, int begin, int end) {
+  for (int i = 0; i < begin; ++i) p[i] = -INFINITY;
+  for (int i = end; i < kSplit; ++i) p[i] = -INFINITY;
 }
 
 // Scores of the keys [begin, end) that a row sees become weights 2^(s - m); gives m and the sum of the
-// weights.
-inline void weigh(float* p, int begin, int end, float cap, float* m, float* sum) {
-  for (int i = 0; i < begin; ++i) p[i] = -INFINITY;
-  for (int i = end; i < kSplit; ++i) p[i] = -INFINITY;
-  if (cap > 0) {
-    for (int i = 0; i < kSplit; i += W)
+// weights. The rows take turns so that their chains of operations overlap.
+template <int R>
+void weigh(float* p, const int* begin, const int* end, float cap, float* m, float* sum) {
+  if (cap > 0)
+    for (int i = 0; i < R * kSplit; i += W)
       Simd::store(p + i, Simd::mul(Simd::set(cap), tanh(Simd::load(p + i))));
-    for (int i = 0; i < begin; ++i) p[i] = -INFINITY;
-    for (int i = end; i < kSplit; ++i) p[i] = -INFINITY;
+  F top[R], base[R], total[R];
+  for (int r = 0; r < R; ++r) {
+    mask(p + r * kSplit, begin[r], end[r]);
+    top[r] = Simd::set(-INFINITY);
+    total[r] = Simd::zero();
   }
-  F top = Simd::set(-INFINITY);
-  for (int i = 0; i < kSplit; i += W) top = Simd::max(top, Simd::load(p + i));
-  *m = Simd::reduce_max(top);
-  // A split whose every score is -inf adds nothing; -inf - -inf must not make it NaN.
-  const F base = Simd::set(*m == -INFINITY ? 0.0f : *m);
-  F total = Simd::zero();
-  for (int i = 0; i < kSplit; i += W) {
-    const F weight = exp2(Simd::sub(Simd::load(p + i), base));
-    Simd::store(p + i, weight);
-    total = Simd::add(total, weight);
+  for (int i = 0; i < kSplit; i += W)
+    for (int r = 0; r < R; ++r) top[r] = Simd::max(top[r], Simd::load(p + r * kSplit + i));
+  for (int r = 0; r < R; ++r) {
+    m[r] = Simd::reduce_max(top[r]);
+    // A split whose every score is -inf adds nothing; -inf - -inf must not make it NaN.
+    base[r] = Simd::set(m[r] == -INFINITY ? 0.0f : m[r]);
   }
-  *sum = Simd::reduce_add(total);
+  for (int i = 0; i < kSplit; i += W)
+    for (int r = 0; r < R; ++r) {
+      const F weight = exp2(Simd::sub(Simd::load(p + r * kSplit + i), base[r]));
+      Simd::store(p + r * kSplit + i, weight);
+      total[r] = Simd::add(total[r], weight);
+    }
+  for (int r = 0; r < R; ++r) sum[r] = Simd::reduce_add(total[r]);
 }
 
-// Folds one split (a, m, l) of a row into its state (A, M, L).
-inline void fold_row(float* state, int padded, const float* a, float m, float l) {
-  float* M = state + padded;
-  float* L = M + 1;
-  if (m == -INFINITY && l == 0.0f) return;
-  const float top = m > *M ? m : *M;
-  alignas(64) float factor[W] = {};
-  factor[0] = *M == top ? 0.0f : *M - top;  // also -inf - -inf
-  factor[1] = m == top ? 0.0f : m - top;
-  Simd::store(factor, exp2(Simd::load(factor)));
-  const F old_factor = Simd::set(factor[0]), new_factor = Simd::set(factor[1]);
-  for (int d = 0; d < padded; d += W)
-    Simd::store(state + d,
-                Simd::fma(Simd::load(a + d), new_factor, Simd::mul(Simd::load(state + d), old_factor)));
-  const F sum = Simd::fma(Simd::set(l), new_factor, Simd::mul(Simd::set(*L), old_factor));
-  *L = Simd::reduce_max(sum);
-  *M = top;
+// Folds one split (a, m, l) of R rows into their states (A, M, L). A row that saw nothing (m = -inf, l = 0)
+// stays as it is; its a is not looked at.
+template <int R>
+void fold(float* const* states, int padded, const float* a, const float* m, const float* l) {
+  static_assert(R <= W);
+  alignas(64) float old_factor[W] = {}, new_factor[W] = {}, sum[W] = {}, part[W] = {};
+  float top[R];
+  for (int r = 0; r < R; ++r) {
+    const float M = states[r][padded];
+    top[r] = m[r] > M ? m[r] : M;
+    old_factor[r] = M == top[r] ? 0.0f : M - top[r];  // also -inf - -inf
+    new_factor[r] = m[r] == top[r] ? 0.0f : m[r] - top[r];
+    sum[r] = states[r][padded + 1];
+    part[r] = l[r];
+  }
+  const F x = exp2(Simd::load(old_factor)), y = exp2(Simd::load(new_factor));
+  Simd::store(old_factor, x);
+  Simd::store(new_factor, y);
+  Simd::store(sum, Simd::fma(Simd::load(part), y, Simd::mul(Simd::load(sum), x)));
+  for (int r = 0; r < R; ++r) {
+    if (m[r] == -INFINITY && l[r] == 0.0f) continue;
+    float* state = states[r];
+    const F old_scale = Simd::set(old_factor[r]), new_scale = Simd::set(new_factor[r]);
+    for (int d = 0; d < padded; d += W)
+      Simd::store(state + d, Simd::fma(Simd::load(a + r * padded + d), new_scale,
+                                       Simd::mul(Simd::load(state + d), old_scale)));
+    state[padded] = top[r];
+    state[padded + 1] = sum[r];
+  }
 }
 
 inline void empty_row(float* state, int padded) {
@@ -214,82 +295,125 @@ class Worker {
   Worker(const AttentionCall& call, const AttentionTask& task) : call_(call), task_(task), a_(*call.a) {
     dim_ = a_.head_dim;
     padded_ = padded_dim(a_.head_dim);
-    heads_ = a_.q_heads / a_.kv_heads;
-    rows_ = task.tokens * heads_;
-    s_.reserve(rows_, dim_, call.record_size);
+    group_ = a_.q_heads / a_.kv_heads;
+    rows_ = task.tokens * group_;
+    cap_ = a_.softcap * kLog2e;
+    token_stride_ = a_.kv_heads * a_.head_dim;
+    s_.reserve(rows_ * (task.head_end - task.head_begin), dim_, call.record_size);
+    direct_ = dim_ % (2 * W) == 0 && rows_ <= kDirectRows;
+    for (int i = 0; i < kSplit; ++i) value_rows_[i] = s_.values + i * padded_;
+    // Half of the lines are asked for while keys are packed, half while rows are multiplied.
+    const int64_t lines = 2 * kSplit * (dim_ * sizeof(T) + 63) / 64;
+    lines_per_block_ = (lines / 2 * W * Simd::block<T>() + kSplit * dim_ - 1) / (kSplit * dim_);
+    lines_per_step_ = (lines / 2 + dim_ + kSplit - 1) / (dim_ + kSplit);
   }
 
   void run() {
-    load_queries();
     const bool keep = task_.whole || task_.first;
-    for (int64_t r = 0; keep && r < rows_; ++r) empty_row(state(r), padded_);
+    for (int64_t h = task_.head_begin; h < task_.head_end; ++h) {
+      load_queries(h);
+      for (int64_t r = 0; keep && r < rows_; ++r) empty_row(state(h, r), padded_);
+    }
+    Split now, next;
+    ahead_.clear();
+    locate(task_.begin, &next);
     for (int64_t split = task_.begin; split < task_.end; ++split) {
-      load_split(split);
-      int64_t r = 0;
-      for (; r + Simd::kRows <= rows_; r += Simd::kRows) block<Simd::kRows>(split, r);
-      rest<Simd::kRows - 1>(split, r);
+      now = next;
+      ahead_.clear();
+      if (split + 1 < task_.end) locate(split + 1, &next);
+      for (int64_t h = task_.head_begin; h < task_.head_end; ++h) {
+        now.offset = h * dim_;
+        pack(now);
+        if (direct_)
+          blocks(split, h, now.v, now.offset);
+        else
+          blocks(split, h, value_rows_, 0);
+      }
     }
-    for (int64_t r = 0; keep && r < rows_; ++r) {
-      if (task_.whole)
-        write_row(state(r), dim_, padded_,
-                  static_cast<T*>(a_.out) + (token(r) * a_.q_heads + head(r)) * dim_);
-      else
-        std::memcpy(call_.record(token(r), 0, head(r)), state(r), (padded_ + 2) * sizeof(float));
-    }
+    for (int64_t h = task_.head_begin; keep && h < task_.head_end; ++h)
+      for (int64_t r = 0; r < rows_; ++r) finish(h, r);
   }
 
  private:
-  int64_t token(int64_t row) const { return task_.token + row / heads_; }
-  int64_t head(int64_t row) const { return task_.head * heads_ + row % heads_; }
-  float* state(int64_t row) const { return s_.state + row * call_.record_size; }
+  // Where the tokens of a split lie: `offset` words into these rows.
+  struct Split {
+    const T* k[kSplit];
+    const T* v[kSplit];
+    int64_t offset;
+    int count;
+  };
 
-  void load_queries() {
+  int64_t token(int64_t row) const { return task_.token + row / group_; }
+  int64_t head(int64_t h, int64_t row) const { return h * group_ + row % group_; }
+  float* state(int64_t h, int64_t row) const {
+    return s_.state + ((h - task_.head_begin) * rows_ + row) * call_.record_size;
+  }
+  float* queries(int64_t h, int64_t row) const {
+    return s_.queries + ((h - task_.head_begin) * rows_ + row) * dim_;
+  }
+
+  void load_queries(int64_t h) {
     const float scale = a_.softcap > 0 ? a_.scale / a_.softcap : a_.scale * kLog2e;
-    cap_ = a_.softcap * kLog2e;
     for (int64_t r = 0; r < rows_; ++r) {
-      const T* q =
-          static_cast<const T*>(a_.query) + token(r) * a_.query_token_stride + head(r) * a_.query_head_stride;
+      const T* q = static_cast<const T*>(a_.query) + token(r) * a_.query_token_stride +
+                   head(h, r) * a_.query_head_stride;
       for (int d = 0; d < dim_; d += W)
-        Simd::store(s_.queries + r * dim_ + d, Simd::mul(Simd::load(q + d, dim_ - d), Simd::set(scale)),
-                    dim_ - d);
+        Simd::store(queries(h, r) + d, Simd::mul(Simd::load(q + d, dim_ - d), Simd::set(scale)), dim_ - d);
     }
   }
 
-  void load_split(int64_t split) {
-    const T* k_rows[kSplit];
-    const T* v_rows[kSplit];
-    const int64_t base = split * kSplit, row = a_.kv_heads * a_.head_dim;
-    const int64_t count = smaller(kSplit, a_.lengths[task_.sequence] - base);
+  void locate(int64_t split, Split* to) {
+    const int64_t base = split * kSplit, begin = task_.head_begin * dim_;
+    const int64_t bytes = (task_.head_end - task_.head_begin) * dim_ * sizeof(T);
+    const bool dense = bytes == token_stride_ * static_cast<int64_t>(sizeof(T));
+    to->count = static_cast<int>(smaller(kSplit, a_.lengths[task_.sequence] - base));
     const int32_t* table = a_.page_table + task_.sequence * a_.table_stride;
-    for (int64_t i = 0; i < count;) {
+    for (int64_t i = 0; i < to->count;) {
       const int64_t page = table[(base + i) / a_.page_size], offset = (base + i) % a_.page_size;
-      const T* k =
-          static_cast<const T*>(a_.k_cache) + page * a_.k_page_stride + offset * row + task_.head * dim_;
-      const T* v =
-          static_cast<const T*>(a_.v_cache) + page * a_.v_page_stride + offset * row + task_.head * dim_;
-      for (const int64_t end = smaller(count, i + a_.page_size - offset); i < end; ++i, k += row, v += row) {
-        k_rows[i] = k;
-        v_rows[i] = v;
+      const T* k = static_cast<const T*>(a_.k_cache) + page * a_.k_page_stride + offset * token_stride_;
+      const T* v = static_cast<const T*>(a_.v_cache) + page * a_.v_page_stride + offset * token_stride_;
+      const int64_t end = smaller(to->count, i + a_.page_size - offset);
+      if (dense) {
+        ahead_.add(k, (end - i) * bytes);
+        ahead_.add(v, (end - i) * bytes);
+      }
+      for (; i < end; ++i, k += token_stride_, v += token_stride_) {
+        to->k[i] = k;
+        to->v[i] = v;
+        if (dense) continue;
+        ahead_.add(k + begin, bytes);
+        ahead_.add(v + begin, bytes);
       }
     }
-    pack_keys(k_rows, count, dim_, s_.keys);
-    pack_values(v_rows, count, dim_, padded_, s_.values);
   }
 
-  template <int R>
-  void rest(int64_t split, int64_t r) {
+  void pack(const Split& now) {
+    pack_keys(now.k, now.offset, a_.page_size % W == 0, token_stride_, now.count, dim_, s_.keys, &ahead_,
+              lines_per_block_);
+    if (!direct_) pack_values(now.v, now.offset, now.count, dim_, padded_, s_.values);
+  }
+
+  template <class V>
+  void blocks(int64_t split, int64_t h, const V* const* values, int64_t offset) {
+    int64_t r = 0;
+    for (; r + Simd::kRows <= rows_; r += Simd::kRows) block<Simd::kRows>(split, h, r, values, offset);
+    rest<Simd::kRows - 1>(split, h, r, values, offset);
+  }
+
+  template <int R, class V>
+  void rest(int64_t split, int64_t h, int64_t r, const V* const* values, int64_t offset) {
     if constexpr (R > 0) {
       if (rows_ - r == R)
-        block<R>(split, r);
+        block<R>(split, h, r, values, offset);
       else
-        rest<R - 1>(split, r);
+        rest<R - 1>(split, h, r, values, offset);
     }
   }
 
   // One split for the rows [row, row + R). Masked keys are left out, not multiplied by 0: what they hold (a
   // later token's infinity) is none of this row's business.
-  template <int R>
-  void block(int64_t split, int64_t row) {
+  template <int R, class V>
+  void block(int64_t split, int64_t h, int64_t row, const V* const* values, int64_t offset) {
     int begin[R], end[R], common_begin = 0, common_end = kSplit, any = 0;
     for (int r = 0; r < R; ++r) {
       const int64_t own = call_.position[token(row + r)] - split * kSplit;
@@ -300,41 +424,54 @@ class Worker {
       common_end = smaller(common_end, end[r]);
       any |= begin[r] < end[r];
     }
-    float m[R] = {}, l[R] = {};
+    float m[R], l[R];
     if (any) {
-      score_rows<R>(s_.queries + row * dim_, s_.keys, dim_, s_.p);
-      for (int r = 0; r < R; ++r) weigh(s_.p + r * kSplit, begin[r], end[r], cap_, m + r, l + r);
+      score_rows<R>(queries(h, row), s_.keys, dim_, s_.p, &ahead_, lines_per_step_);
+      weigh<R>(s_.p, begin, end, cap_, m, l);
       clear(s_.a, R * padded_);
       common_end = larger(common_begin, common_end);
+      const auto one_row = [&](int r, int first, int last) {
+        add_values<1>(s_.p + r * kSplit, values, offset, padded_, first, last, s_.a + r * padded_, &ahead_,
+                      0);
+      };
       for (int r = 0; r < R; ++r) one_row(r, begin[r], smaller(end[r], common_begin));
-      add_values<R>(s_.p, s_.values, padded_, common_begin, common_end, s_.a);
+      add_values<R>(s_.p, values, offset, padded_, common_begin, common_end, s_.a, &ahead_, lines_per_step_);
       for (int r = 0; r < R; ++r) one_row(r, larger(begin[r], common_end), end[r]);
     }
+    for (int r = 0; r < R; ++r)
+      if (begin[r] == end[r]) m[r] = -INFINITY, l[r] = 0.0f;
+    if (task_.whole || task_.first) {
+      float* states[R];
+      for (int r = 0; r < R; ++r) states[r] = state(h, row + r);
+      fold<R>(states, padded_, s_.a, m, l);
+      return;
+    }
     for (int r = 0; r < R; ++r) {
-      const float* a = s_.a + r * padded_;
-      const bool seen = begin[r] < end[r];
-      if (task_.whole || task_.first) {
-        if (seen) fold_row(state(row + r), padded_, a, m[r], l[r]);
-        continue;
-      }
-      float* record = call_.record(token(row + r), split - task_.record_base, head(row + r));
-      if (seen) std::memcpy(record, a, padded_ * sizeof(float));
-      record[padded_] = seen ? m[r] : -INFINITY;
-      record[padded_ + 1] = seen ? l[r] : 0.0f;
+      float* record = call_.record(token(row + r), split - task_.record_base, head(h, row + r));
+      std::memcpy(record, s_.a + r * padded_, padded_ * sizeof(float));
+      record[padded_] = m[r];
+      record[padded_ + 1] = l[r];
     }
   }
 
-  void one_row(int r, int begin, int end) {
-    add_values<1>(s_.p + r * kSplit, s_.values, padded_, begin, end, s_.a + r * padded_);
+  void finish(int64_t h, int64_t r) const {
+    if (task_.whole)
+      write_row(state(h, r), dim_, padded_,
+                static_cast<T*>(a_.out) + (token(r) * a_.q_heads + head(h, r)) * dim_);
+    else
+      std::memcpy(call_.record(token(r), 0, head(h, r)), state(h, r), (padded_ + 2) * sizeof(float));
   }
 
   const AttentionCall& call_;
   const AttentionTask& task_;
   const PagedAttention& a_;
   Scratch s_;
-  int dim_, padded_;
-  int64_t heads_, rows_;
-  float cap_ = 0;
+  Ahead ahead_;
+  const float* value_rows_[kSplit];  // of packed values
+  bool direct_;                      // values are read where they are
+  int dim_, padded_, lines_per_block_, lines_per_step_;
+  int64_t group_, rows_, token_stride_;
+  float cap_;
 };
 
 void run_task(const AttentionCall& call, const AttentionTask& task) {
@@ -359,7 +496,7 @@ void fold_heads(const AttentionCall& call, int64_t token, int64_t records) {
     float* state = call.record(token, 0, h);
     for (int64_t i = 1; i < records; ++i) {
       const float* record = call.record(token, i, h);
-      fold_row(state, padded, record, record[padded], record[padded + 1]);
+      fold<1>(&state, padded, record, record + padded, record + padded + 1);
     }
     write_row(state, a.head_dim, padded, static_cast<T*>(a.out) + (token * a.q_heads + h) * a.head_dim);
   }

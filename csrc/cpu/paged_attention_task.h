@@ -21,12 +21,13 @@ struct AttentionCall {
   }
 };
 
-// Query tokens [token, token + tokens), all heads that read key/value head `head`, over splits [begin, end)
-// of the pages of `sequence`. `whole`: nothing else contributes, write the output. Otherwise `first`: fold
-// the splits and write record 0; else write each split to record (split - record_base).
+// Query tokens [token, token + tokens), all heads that read key/value heads [head_begin, head_end), over
+// splits [begin, end) of the pages of `sequence`. `whole`: nothing else contributes, write the output.
+// Otherwise `first`: fold the splits and write record 0; else write each split to record (split -
+// record_base).
 struct AttentionTask {
   int64_t token, tokens;
-  int64_t sequence, head;
+  int64_t sequence, head_begin, head_end;
   int64_t begin, end;
   int64_t record_base;
   bool first, whole;
