@@ -18,6 +18,7 @@ from pathlib import Path
 
 #: Seconds for one comparison. math-verify's own limits are 5 s for each of its three steps.
 TIMEOUT = 20.0
+START = 300.0  #: seconds for the worker to import sympy: a busy machine must not turn a right answer into a wrong one
 MEMORY = 4 << 30  #: bytes of address space for the worker
 
 
@@ -74,6 +75,11 @@ class _Worker:
                 text=True,
                 start_new_session=True,  # Ctrl-C is for the run, not for its grader
             )
+            out = self._process.stdout
+            assert out is not None
+            if not select.select([out], [], [], START)[0] or out.readline() != "ready\n":
+                self._stop()
+                raise RuntimeError("the grader of mathematics did not start: check that `import math_verify` works")
         return self._process
 
     def _stop(self) -> None:

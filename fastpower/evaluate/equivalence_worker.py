@@ -1,4 +1,4 @@
-"""The process that runs math-verify: JSON lines ``[answer, reference]`` in, ``[equal, note]`` out.
+"""The process that runs math-verify: ``ready``, then JSON lines: ``[answer, reference]`` in, ``[equal, note]`` out.
 
 Started as a script by ``fastpower.evaluate.equivalence``; imports nothing of fastpower.
 """
@@ -20,6 +20,8 @@ def main() -> None:
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     reply, sys.stdout = sys.stdout, sys.stderr
+    reply.write("ready\n")
+    reply.flush()
     for line in sys.stdin:
         answer, reference = json.loads(line)
         try:

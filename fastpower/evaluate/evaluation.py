@@ -130,7 +130,8 @@ def evaluate(
         order = [item.id for items in evaluation.plan() for item in items]
         failure: Exception | None = None
         for items in _phases(evaluation, out, together):
-            order += [item.id for item in items if item.id not in set(order)]
+            known = set(order)
+            order += [item.id for item in items if item.id not in known]
             todo = [item for item in items if item.id not in run.done]
             if on_phase is not None:
                 on_phase(", ".join(dict.fromkeys(item.method for item in items)), len(todo), len(items) - len(todo))

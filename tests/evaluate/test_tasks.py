@@ -129,7 +129,7 @@ HUMAN = {
 def test_humaneval_runs_the_tests_on_completions_and_on_code_blocks(tmp_path: Path, text: str, correct: bool) -> None:
     path = tmp_path / "h.jsonl"
     path.write_text(json.dumps(HUMAN) + "\n")
-    task = load_task("humaneval", data=path, timeout=2.0)
+    task = load_task("humaneval", data=path, timeout=3.0)
     task.check()
     assert task.prompt(task.problems[0], chat=False) == HUMAN["prompt"]
     assert task.grade(task.problems[0], text).correct is correct
