@@ -10,6 +10,7 @@
 // GCC 12 takes the "undefined" operands inside its own AVX-512 intrinsics for uninitialised variables.
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
 #include <immintrin.h>
 #endif
@@ -31,16 +32,6 @@ constexpr float kP[] = {1.0f,
                         0.00836872414745f,
                         0.00138145817717f};  // relative error 3e-9
 constexpr float kLowest = -86.0f;            // below: 0. Keeps 2^n P(r) a normal number on every ISA.
-
-// Squarings that turn p into p^e, or -1 if e is no power of two that we take that way.
-inline int squarings(float e) {
-  if (e == 1.0f) return 0;
-  if (e == 2.0f) return 1;
-  if (e == 4.0f) return 2;
-  if (e == 8.0f) return 3;
-  if (e == 16.0f) return 4;
-  return -1;
-}
 
 template <class T>
 bool any_nan(const T* z, int n) {

@@ -1,18 +1,29 @@
 // Sixteen floats. The same names are defined by every simd_*.inl; see block_statistics.inl for their use.
 
-#define FASTPOWER_INLINE FASTPOWER_TARGET static inline __attribute__((always_inline))
+#define FASTPOWER_INLINE FASTPOWER_TARGET inline __attribute__((always_inline))
 
 using Vec = __m512;
 using Mask = __mmask16;
 constexpr int kWidth = 16;
 
-FASTPOWER_INLINE Vec load(const float* p) { return _mm512_loadu_ps(p); }
-FASTPOWER_INLINE Vec load(const bfloat16* p) {
-  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+FASTPOWER_INLINE Vec widen(__m256i bits, bfloat16) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
-FASTPOWER_INLINE Vec load(const float16* p) {
-  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+FASTPOWER_INLINE Vec widen(__m256i bits, float16) { return _mm512_cvtph_ps(bits); }
+
+FASTPOWER_INLINE Vec load(const float* p) { return _mm512_loadu_ps(p); }
+template <class T>
+FASTPOWER_INLINE Vec load(const T* p) {
+  return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), T());
+}
+// The first min(n, kWidth) entries, -inf after them; reads nothing beyond.
+FASTPOWER_INLINE Vec load_some(const float* p, int n) {
+  return _mm512_mask_loadu_ps(_mm512_set1_ps(-kInf), n < kWidth ? (1u << n) - 1 : 0xFFFFu, p);
+}
+template <class T>
+FASTPOWER_INLINE Vec load_some(const T* p, int n) {
+  const Mask here = n < kWidth ? (1u << n) - 1 : 0xFFFFu;
+  return _mm512_mask_mov_ps(_mm512_set1_ps(-kInf), here, widen(_mm256_maskz_loadu_epi16(here, p), T()));
 }
 FASTPOWER_INLINE void store(float* p, Vec a) { _mm512_storeu_ps(p, a); }
 FASTPOWER_INLINE Vec set(float x) { return _mm512_set1_ps(x); }
@@ -33,6 +44,11 @@ FASTPOWER_INLINE Vec scale(Vec p, Vec n, Vec shifted, Mask live) {
 // a b + c where live, else c.
 FASTPOWER_INLINE Vec fma_where(Mask live, Vec a, Vec b, Vec c) {
   return _mm512_mask3_fmadd_ps(a, b, c, live);
+}
+FASTPOWER_INLINE float max_lanes(Vec a) { return _mm512_reduce_max_ps(a); }
+FASTPOWER_INLINE double sum_lanes(Vec a) {
+  return _mm512_reduce_add_pd(_mm512_add_pd(_mm512_cvtps_pd(_mm512_castps512_ps256(a)),
+                                            _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1))));
 }
 
 #undef FASTPOWER_INLINE

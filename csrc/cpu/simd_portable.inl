@@ -15,6 +15,13 @@ inline Vec load(const T* p) {
   for (int i = 0; i < kWidth; ++i) r.v[i] = to_float(p[i]);
   return r;
 }
+// The first min(n, kWidth) entries, -inf after them; reads nothing beyond.
+template <class T>
+inline Vec load_some(const T* p, int n) {
+  Vec r;
+  for (int i = 0; i < kWidth; ++i) r.v[i] = i < n ? to_float(p[i]) : -kInf;
+  return r;
+}
 inline void store(float* p, const Vec& a) { std::memcpy(p, a.v, sizeof(a.v)); }
 inline Vec set(float x) {
   Vec r;
@@ -71,4 +78,14 @@ inline Vec scale(Vec p, const Vec& n, const Vec& shifted, const Mask& live) {
 inline Vec fma_where(const Mask& live, const Vec& a, const Vec& b, Vec c) {
   for (int i = 0; i < kWidth; ++i) c.v[i] += live.v[i] ? a.v[i] * b.v[i] : 0.0f;
   return c;
+}
+inline float max_lanes(const Vec& a) {
+  float m = a.v[0];
+  for (float x : a.v) m = x > m ? x : m;
+  return m;
+}
+inline double sum_lanes(const Vec& a) {
+  double sum = 0;
+  for (float x : a.v) sum += x;
+  return sum;
 }
