@@ -20,6 +20,7 @@
 #include "cpu/paged_attention.h"
 #include "cpu/paged_copy.h"
 #include "cpu/parallel.h"
+#include "cpu/resample.h"
 #include "cpu/sample_tokens.h"
 #include "errors.h"
 #include "page_pool.h"
@@ -112,6 +113,17 @@ void bind_sampling(py::module_& m) {
                      pointer<int32_t>(status));
       },
       "Addresses of arrays as in fastpower.kernels.score_tokens.");
+  m.def(
+      "resample",
+      [](uintptr_t log_weights, uintptr_t uniforms, int64_t sets, int64_t count, int scheme, uintptr_t index,
+         uintptr_t ess, uintptr_t log_mean) {
+        const py::gil_scoped_release release;
+        resample(pointer<const double>(log_weights), pointer<const double>(uniforms), sets, count,
+                 static_cast<Scheme>(scheme), pointer<int64_t>(index), pointer<double>(ess),
+                 pointer<double>(log_mean));
+      },
+      "Addresses of arrays as in fastpower.kernels.resample; scheme 0 systematic, 1 stratified, 2 "
+      "multinomial, 3 residual.");
 }
 
 // ---------------------------------------------------------------------------- books of the cache

@@ -19,10 +19,12 @@ if not (Path(__file__).parent / "reference").exists() and (_checkout / "referenc
 from fastpower.kernels.dispatch import BACKENDS, Status, backends  # noqa: E402
 from fastpower.kernels.linear import PackedLinear, linear, pack_linear  # noqa: E402
 from fastpower.kernels.paging import append_kv, copy_pages, paged_attention  # noqa: E402
+from fastpower.kernels.resampling import Ancestors, resample  # noqa: E402
 from fastpower.kernels.sampling import TokenSamples, TokenScores, sample_tokens, score_tokens  # noqa: E402
 
 __all__ = [
     "BACKENDS",
+    "Ancestors",
     "PackedLinear",
     "Status",
     "TokenSamples",
@@ -33,6 +35,7 @@ __all__ = [
     "linear",
     "pack_linear",
     "paged_attention",
+    "resample",
     "sample_tokens",
     "score_tokens",
 ]
