@@ -212,6 +212,6 @@ def test_bad_slots_write_nothing(slots):
 @pytest.mark.parametrize("plan", [([0, 1], [2, 2]), ([0, 2], [2, 3]), ([0, 4], [1, 2]), ([0, 1], [2, -1])])
 def test_overlapping_or_missing_pages_copy_nothing(plan):
     caches = [np.arange(4 * 16 * 8, dtype=np.float32).reshape(1, 4, 16, 1, 8) for _ in range(2)]
-    with pytest.raises((IndexError, ValueError), match="copy_pages: (source|target)"):
+    with pytest.raises((IndexError, ValueError), match=r"copy_pages: (source|target)"):
         copy(*caches, np.array(plan[0]), np.array(plan[1]), np.array([16, 16]))
     assert np.array_equal(caches[0].ravel(), np.arange(4 * 16 * 8))
