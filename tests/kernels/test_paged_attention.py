@@ -85,6 +85,20 @@ def test_options_keep_that_accuracy(isa, dtype, options):
     assert_error_at_most_doubles(make_case(**MIXED, head_dim=40, dtype=dtype), **options)
 
 
+@pytest.mark.parametrize("better", ["avx512_bf16", "amx"])
+def test_instruction_sets_without_a_variant_take_the_next_lower_one(better):
+    case, before = make_case(**MIXED, dtype=torch.bfloat16), _C.isa()
+    try:
+        _C.set_isa(better)
+        out = paged_attention(*case)
+        _C.set_isa("avx512")
+        assert torch.equal(paged_attention(*case), out)
+    except ValueError:
+        pytest.skip(f"this machine has no {better}")
+    finally:
+        _C.set_isa(before)
+
+
 @pytest.mark.parametrize("q_heads, kv_heads", [(1, 1), (4, 4), (7, 1), (10, 2), (15, 3), (128, 1)])
 def test_every_grouping_of_heads(q_heads, kv_heads):
     assert_error_at_most_doubles(make_case(**MIXED, q_heads=q_heads, kv_heads=kv_heads, head_dim=24))
