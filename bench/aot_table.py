@@ -120,7 +120,7 @@ def attention_specs(k):
             shape = dict(HG=4, D=D, DP=triton.next_power_of_2(D), SPLIT=module.SPLIT, SEQUENCES=64)
             pointers = dict(query_ptr=pointer, k_cache_ptr=pointer, v_cache_ptr=pointer, page_table_ptr="*i32")
             pointers |= dict(query_starts_ptr="*i32", lengths_ptr="*i32", ancestors_ptr="*i64")
-            pointers |= dict(group_starts_ptr="*i32", group_pages_ptr="*i32", m_ptr="*fp32", l_ptr="*fp32")
+            pointers |= dict(group_starts_ptr="*i32", group_pages_ptr="*i32", m_ptr="*fp32", s_ptr="*fp32")
             strides = [n for n in module.attend_kernel.arg_names if "stride" in n]
             sizes = dict.fromkeys(["sequences", "groups", "low", "high", "own_tiles", "window", *strides], "i32")
             for variant in ("plain", "shared", "window,softcap", "tree", "final"):
@@ -146,7 +146,7 @@ def attention_specs(k):
             yield Spec(
                 f"paged_attention.fold[{dtype},D={D}]",
                 module.fold_kernel,
-                dict(m_ptr="*fp32", l_ptr="*fp32", o_ptr="*fp32", query_starts_ptr="*i32", lengths_ptr="*i32")
+                dict(m_ptr="*fp32", s_ptr="*fp32", o_ptr="*fp32", query_starts_ptr="*i32", lengths_ptr="*i32")
                 | dict(out_ptr=pointer, sequences="i32", low="i32", window="i32"),
                 dict(shape, HGP=4, WINDOW=False, TREE=False),
                 dict(num_warps=4),
@@ -238,7 +238,7 @@ def main():
                     text = " ".join(f"{row[column]:{len(column)}}" for column in columns)
                 except Exception as error:
                     row = dict(error=f"{type(error).__name__}: {str(error)[-2000:]}")
-                    text = row["error"]
+                    text = row["error"].replace("\n", " ")[-400:]
                 print(f"{spec.name:48} {target:11} {text}", flush=True)
                 rows[f"{spec.name} {target}"] = row
     if args.json:

@@ -10,8 +10,8 @@ and a second launch folds the splits together in order, starting from (−inf, 0
     m' = max(m, m_c)    s' = s 2^(m − m') + s_c 2^(m_c − m')    o' = o 2^(m − m') + o_c 2^(m_c − m')    output = o / s
 
 A key that a query may not see gets x = −inf and adds exactly 0. So the bits of a query's row depend on its own keys
-alone: what else is in the batch, how many programs share a sequence's splits, and whether a split was read for one
-sequence or once for a group that shares its pages, are choices of speed. The sums of a split cost (D + 2) float32 per
+alone: what else is in the batch and whether a split was read for one sequence or once for a group that shares its
+pages makes no difference. The sums of a split cost (D + 2) float32 per
 row, under HG / 100 of the K/V bytes they stand for (HG = query heads per K/V head).
 
 A program's tile holds M rows, (query, head) pairs that read the same K/V head: the query heads of a decode step,
@@ -25,7 +25,6 @@ import triton
 import triton.language as tl
 
 SPLIT = 256
-PROGRAMS = 1024  # as many as keep a large GPU busy; more splits than that are looped over
 MAX_PARTIAL_BYTES = 1 << 28  # longer prefills run in several launches
 EVERY = tl.constexpr(1 << 30)  # a position after every key
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -138,9 +137,9 @@ def attend_split(
             m_seen = b_age.to(tl.uint32) < window  # negative ages are beyond every window
         if TREE:
             o_new = o_token - context
-            b_bits = b_ancestors[:, None] >> tl.maximum(o_new, 0).to(tl.int64)[None, :]
-            m_seen = m_seen & ((o_new < 0)[None, :] | ((b_bits & 1) != 0))
-        # The selection also keeps the scaling above from being fused into the subtraction below in one kernel only.
+            b_bits = (b_ancestors[:, None] >> tl.minimum(tl.maximum(o_new, 0), 63).to(tl.int64)[None, :]).to(tl.int32)
+            b_bits = b_bits | (o_new < 0).to(tl.int32)[None, :]
+            m_seen = (b_age | ((b_bits & 1) - 1)) >= 0  # a hidden token's age becomes −1: one predicate, not three
         b_s = tl.where(m_seen, b_s * LOG2E, float("-inf"))
         m_new = tl.maximum(m, tl.max(b_s, axis=1))
         m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)
@@ -199,8 +198,8 @@ def attend_kernel(
     SOFTCAP: tl.constexpr,
     TREE: tl.constexpr,
 ):
-    """Program (tile, K/V head, z): splits z, z + programs, … of a tile whose rows belong to one sequence, or, for the
-    splits it shares, to a group."""
+    """Program (tile, K/V head, split) of a tile whose rows belong to one sequence, or, in the splits it shares, to a
+    group."""
     i_program = tl.program_id(0)
     i_head = tl.program_id(1).to(tl.int64)
     if GROUPS == 0 or i_program < own_tiles:
@@ -233,6 +232,10 @@ def attend_kernel(
         context = length
     if WINDOW:
         begin = tl.maximum(shift + first_query + i_tile * M // HG - window + 1, 0) // N * N
+    begin = tl.maximum(begin, tl.program_id(2) * SPLIT)
+    end = tl.minimum(end, tl.program_id(2) * SPLIT + SPLIT)
+    if begin >= end:
+        return
 
     o_row = i_tile * M + tl.arange(0, M)
     o_d = tl.arange(0, DP)
@@ -260,19 +263,14 @@ def attend_kernel(
     score = (scale, window, softcap)
     heads = tl.num_programs(1).to(tl.int64) * HG
     o_out = (o_query - low) * heads + o_head
+    m, s, b_o = attend_split(rows, begin, end, cache, score, D, DP, M, N, PAGE, WINDOW, SOFTCAP, TREE)
     if FINAL:
-        _, s, b_o = attend_split(rows, begin, end, cache, score, D, DP, M, N, PAGE, WINDOW, SOFTCAP, TREE)
         b_o = b_o / s[:, None]
-        tl.store(out_ptr + o_out[:, None] * D + o_d[None, :], b_o.to(out_ptr.dtype.element_ty), mask=mask)
     else:
-        for i_split in range(begin // SPLIT + tl.program_id(2), (end + SPLIT - 1) // SPLIT, tl.num_programs(2)):
-            first = tl.maximum(i_split * SPLIT, begin)
-            last = tl.minimum(i_split * SPLIT + SPLIT, end)
-            m, s, b_o = attend_split(rows, first, last, cache, score, D, DP, M, N, PAGE, WINDOW, SOFTCAP, TREE)
-            o_partial = o_out + i_split * ((high - low) * heads)
-            tl.store(m_ptr + o_partial, m, mask=m_row)
-            tl.store(s_ptr + o_partial, s, mask=m_row)
-            tl.store(out_ptr + o_partial[:, None] * D + o_d[None, :], b_o, mask=mask)
+        o_out += tl.program_id(2) * ((high - low) * heads)
+        tl.store(m_ptr + o_out, m, mask=m_row)
+        tl.store(s_ptr + o_out, s, mask=m_row)
+    tl.store(out_ptr + o_out[:, None] * D + o_d[None, :], b_o.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -358,8 +356,8 @@ def paged_attention(
     j of a query's word says whether it sees new token j of its sequence (its own bit included) besides everything
     before the new tokens. Not together with ``window``.
 
-    Arguments are trusted. Nothing is read back from the device, so calls can be captured in a CUDA graph. Splits are
-    counted from the width of ``page_table``: cut it to the pages in use.
+    Arguments are trusted. Nothing is read back from the device, so calls can be captured in a CUDA graph. There is a
+    program per split of ``page_table``'s width, idle ones included: cut it to the pages in use.
     """
     queries, heads, D = query.shape
     page_size, kv_heads = k_cache.shape[1:3]
@@ -389,8 +387,7 @@ def paged_attention(
         if splits > 1:
             partial = torch.empty((splits, count, heads, D), dtype=torch.float32, device=query.device)
             m, s = torch.empty((2, splits, count, heads), dtype=torch.float32, device=query.device)
-        depth = max(1, min(splits, PROGRAMS // ((own_tiles + group_tiles) * kv_heads)))
-        attend_kernel[(own_tiles + group_tiles, kv_heads, depth)](
+        attend_kernel[(own_tiles + group_tiles, kv_heads, splits)](
             *(query, k_cache, v_cache, page_table, query_starts, lengths),
             *(query_starts if ancestors is None else ancestors, group_starts, group_pages),
             *(partial, m, s, sequences, groups, low, low + count, own_tiles),

@@ -105,7 +105,6 @@ def test_neither_the_batch_nor_the_number_of_launches_nor_the_tables_width_chang
         )
         assert torch.equal(paged_attention(*alone, backend="triton"), together[rows])
     monkeypatch.setattr(kernels, "MAX_PARTIAL_BYTES", 2 * 3 * 2 * 66 * 4)  # two queries a launch
-    monkeypatch.setattr(kernels, "PROGRAMS", 1)
     launches = []
     monkeypatch.setattr(kernels, "attend_kernel", spy(kernels.attend_kernel, launches))
     assert torch.equal(paged_attention(*case, backend="triton"), together)
