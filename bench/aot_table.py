@@ -141,7 +141,7 @@ def attention_specs(k):
                         "softcap": "fp32",
                     },
                     dict(shape, M=M, N=N, PAGE=16, GROUPS=32 if variant == "shared" else 0, **flags),
-                    dict(num_warps=num_warps, num_stages=num_stages, divisible=strides),
+                    dict(num_warps=num_warps, num_stages=num_stages, maxnreg=255, divisible=strides),
                 )
             yield Spec(
                 f"paged_attention.fold[{dtype},D={D}]",
@@ -153,9 +153,50 @@ def attention_specs(k):
             )
 
 
+def book_specs(k):
+    books = dict(page_table_ptr="*i32", lengths_ptr="*i32", references_ptr="*i32", free_ptr="*i32")
+    sizes = dict(free_count_ptr="*i32", R="i32", max_pages="i32", page_size="i32")
+    plan = dict(source_ptr="*i32", target_ptr="*i32", length_ptr="*i32", staged_ptr="*i32")
+    kernels = k["page_books"]
+    yield Spec(
+        "page_books.assign",
+        kernels.assign_kernel,
+        {**books, **sizes, **plan},
+        dict(ROWS=64, BLOCK=kernels.BLOCK),
+        dict(num_warps=8),
+    )
+    plan = dict(slots_ptr="*i64", source_ptr="*i64", target_ptr="*i64", tokens_ptr="*i64")
+    yield Spec(
+        "page_books.reserve",
+        kernels.reserve_kernel,
+        {**books, **sizes, **plan, **dict(rows_ptr="*i32", fits_ptr="*i32")},
+        dict(ROWS=64),
+        dict(num_warps=4),
+    )
+
+
+def resample_specs(k):
+    kernels = k["resample"]
+    weights = dict(log_weights_ptr="*fp64", running_ptr="*fp64", copies_ptr="*fp64", N="i32")
+    yield Spec(
+        "resample.weights",
+        kernels.weights_kernel,
+        dict(weights, ess_ptr="*fp64", log_mean_ptr="*fp64"),
+        dict(RESIDUAL=True, BLOCK=kernels.BLOCK),
+        dict(num_warps=4),
+    )
+    yield Spec(
+        "resample.search",
+        kernels.search_kernel,
+        dict(running_ptr="*fp64", copies_ptr="*fp64", uniforms_ptr="*fp64", index_ptr="*i64", N="i32"),
+        dict(SCHEME=3, STEPS=11, BLOCK=kernels.BLOCK),
+        dict(num_warps=4),
+    )
+
+
 def specs():
     k = load_kernels()
-    return [*sample_specs(k), *cache_specs(k), *attention_specs(k)]
+    return [*sample_specs(k), *cache_specs(k), *book_specs(k), *resample_specs(k), *attention_specs(k)]
 
 
 def aligned(spec):
@@ -212,6 +253,8 @@ def measure(spec, target):
     signature = {a: spec.signature.get(a, "constexpr") for a in spec.kernel.arg_names}
     source = ASTSource(fn=spec.kernel, signature=signature, constexprs=spec.constants, attrs=aligned(spec))
     options = {key: value for key, value in spec.options.items() if key != "divisible"}
+    if vendor == "hip":
+        options.pop("maxnreg", None)
     compiled = triton.compile(source, target=gpu, options=options)
     row = nvidia_usage(compiled) if vendor == "cuda" else amd_usage(compiled)
     return dict(row, shared=compiled.metadata.shared)

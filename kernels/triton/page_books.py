@@ -1,8 +1,8 @@
 """Page books on the device: truncation, fork, freeing and appending without asking the host.
 
-Row s of the books is a sequence: lengths[s] tokens in the pages page_table[s, : ⌈lengths[s] / page_size⌉]. Page p is held
-references[p] times; pages held by nobody are the stack free[: free_count]. Two launches change them, each from a plan
-in device tensors, each by one program, so that its phases can be ordered by a barrier instead of the host:
+Row s of the books is a sequence: lengths[s] tokens in the pages page_table[s, : ⌈lengths[s] / page_size⌉]. Page p is
+held references[p] times; pages held by nobody are the stack free[: free_count]. Two launches change them, each from a
+plan in device tensors, each by one program, so that its phases can be ordered by a barrier instead of the host:
 
     assign    row target_i ← the first length_i tokens of row source_i, all i at once
               (1) references + 1 for every page that a target will hold        sources are still untouched
@@ -20,10 +20,11 @@ that ``reserve`` asks for, which ``copy_pages`` must run, in stream order, befor
 from typing import NamedTuple
 
 import torch
+
 import triton
 import triton.language as tl
 
-BLOCK = 2048
+BLOCK = 1024
 
 
 class PageBooks(NamedTuple):
@@ -103,11 +104,11 @@ def assign_kernel(
         o = start + tl.arange(0, BLOCK)
         mask = o < R * columns
         o_column = o % columns
-        b_target = tl.load(target_ptr + o // columns, mask=mask, other=-1)
-        mask = mask & (b_target >= 0)
-        b_held = (tl.load(lengths_ptr + b_target, mask=mask, other=0) + page_size - 1) // page_size
+        b_row = tl.load(target_ptr + o // columns, mask=mask, other=-1)
+        mask = mask & (b_row >= 0)
+        b_held = (tl.load(lengths_ptr + b_row, mask=mask, other=0) + page_size - 1) // page_size
         mask = mask & (o_column < b_held)
-        b_page = tl.load(page_table_ptr + b_target.to(tl.int64) * max_pages + o_column, mask=mask, other=0)
+        b_page = tl.load(page_table_ptr + b_row.to(tl.int64) * max_pages + o_column, mask=mask, other=0)
         m_freed = (tl.atomic_add(references_ptr + b_page, -1, mask=mask) == 1) & mask
         b_place = count + tl.cumsum(m_freed.to(tl.int32), axis=0) - 1
         tl.store(free_ptr + b_place, b_page, mask=m_freed)
@@ -119,12 +120,11 @@ def assign_kernel(
         mask = o < R * columns
         o_plan = o // columns
         o_column = o % columns
-        b_target = tl.load(target_ptr + o_plan, mask=mask, other=-1)
+        b_row = tl.load(target_ptr + o_plan, mask=mask, other=-1)
         b_kept = (tl.load(length_ptr + o_plan, mask=mask, other=0) + page_size - 1) // page_size
-        mask = mask & (b_target >= 0) & (o_column < b_kept)
+        mask = mask & (b_row >= 0) & (o_column < b_kept)
         b_page = tl.load(staged_ptr + o_plan.to(tl.int64) * max_pages + o_column, mask=mask, other=0)
-        tl.store(page_table_ptr + b_target.to(tl.int64) * max_pages + o_column, b_page, mask=mask)
-    b_target = tl.load(target_ptr + o_row, mask=m_row, other=-1)
+        tl.store(page_table_ptr + b_row.to(tl.int64) * max_pages + o_column, b_page, mask=mask)
     tl.store(lengths_ptr + b_target, tl.load(length_ptr + o_row, mask=m_row, other=0), mask=m_row)
 
 

@@ -331,9 +331,15 @@ def fold_kernel(
 
 
 def tile(dtype, head_dim):
-    """(M, N, num_warps, num_stages): rows and keys of a tile. A function of these two alone, see the module's text."""
-    N = 32 if dtype == torch.float32 else 64
-    return (16, N, 4, 2) if head_dim <= 128 else (16, N // 2, 4, 2)
+    """(M, N, num_warps, num_stages): rows and keys of a tile. A function of these two alone, see the module's text;
+    chosen for no spills and at least two programs per multiprocessor."""
+    if dtype == torch.float32:
+        return 16, 16, 8, 2
+    return (16, 32, 4, 2) if head_dim <= 128 else (16, 16, 4, 2)
+
+
+# ptxas would otherwise aim at an occupancy of its own and spill a few bytes to get there.
+LAUNCH = {} if torch.version.hip else dict(maxnreg=255)
 
 
 def paged_attention(
@@ -395,6 +401,7 @@ def paged_attention(
             *(D**-0.5 if scale is None else scale, window, softcap),
             **dict(shape, M=M, N=N, PAGE=page_size, GROUPS=triton.next_power_of_2(groups) if groups else 0),
             **dict(flags, FINAL=splits == 1, SOFTCAP=softcap > 0, num_warps=num_warps, num_stages=num_stages),
+            **LAUNCH,
         )
         if splits > 1:
             fold_kernel[(count, kv_heads)](
