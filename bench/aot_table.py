@@ -54,7 +54,7 @@ def load_kernels():
     package = importlib.util.module_from_spec(spec)
     sys.modules["triton_kernels"] = package
     spec.loader.exec_module(package)
-    names = sorted(p.stem for p in KERNELS.glob("*.py") if p.stem != "__init__")
+    names = sorted(p.stem for p in KERNELS.glob("*.py") if p.stem not in ("__init__", "registers"))
     return {name: importlib.import_module(f"triton_kernels.{name}") for name in names}
 
 
@@ -163,7 +163,7 @@ def book_specs(k):
         kernels.assign_kernel,
         {**books, **sizes, **plan},
         dict(ROWS=64, BLOCK=kernels.BLOCK),
-        dict(num_warps=8),
+        dict(num_warps=8, maxnreg=255),
     )
     plan = dict(slots_ptr="*i64", source_ptr="*i64", target_ptr="*i64", tokens_ptr="*i64")
     yield Spec(

@@ -24,6 +24,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .registers import ALL_REGISTERS
+
 BLOCK = 1024
 
 
@@ -199,7 +201,7 @@ def assign(books, source, target, length, page_size):
     staged = torch.empty((R, max_pages), dtype=torch.int32, device=source.device)
     assign_kernel[(1,)](
         *(*books, source, target, length, staged, R, max_pages, page_size),
-        **dict(ROWS=triton.next_power_of_2(R), BLOCK=BLOCK, num_warps=8),
+        **dict(ROWS=triton.next_power_of_2(R), BLOCK=BLOCK, num_warps=8, **ALL_REGISTERS),
     )
 
 

@@ -24,6 +24,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .registers import ALL_REGISTERS
+
 SPLIT = 256
 MAX_PARTIAL_BYTES = 1 << 28  # longer prefills run in several launches
 EVERY = tl.constexpr(1 << 30)  # a position after every key
@@ -338,10 +340,6 @@ def tile(dtype, head_dim):
     return (16, 32, 4, 2) if head_dim <= 128 else (16, 16, 4, 2)
 
 
-# ptxas would otherwise aim at an occupancy of its own and spill a few bytes to get there.
-LAUNCH = {} if torch.version.hip else dict(maxnreg=255)
-
-
 def paged_attention(
     query,
     k_cache,
@@ -401,7 +399,7 @@ def paged_attention(
             *(D**-0.5 if scale is None else scale, window, softcap),
             **dict(shape, M=M, N=N, PAGE=page_size, GROUPS=triton.next_power_of_2(groups) if groups else 0),
             **dict(flags, FINAL=splits == 1, SOFTCAP=softcap > 0, num_warps=num_warps, num_stages=num_stages),
-            **LAUNCH,
+            **ALL_REGISTERS,
         )
         if splits > 1:
             fold_kernel[(count, kv_heads)](
