@@ -102,6 +102,19 @@ def test_tokens_that_contradict_earlier_ones_are_refused_and_nothing_changes():
     table.check()
 
 
+def test_a_refusal_halfway_takes_back_what_was_added():
+    table = _C.SequenceTable(20, PAGE)
+    remember(table, [1] * PAGE)
+    sequence = table.add()
+    table.commit(table.reserve([sequence], [3 * PAGE])[0])
+    table.remember(sequence, [1] * 3 * PAGE)  # its first page is not kept (there is one already), the others are
+    before = table.stats()
+    with pytest.raises(ValueError, match="differ from those"):
+        table.remember(sequence, [2] * 3 * PAGE)
+    table.check()
+    assert table.stats() == before and known(table, [2] * PAGE) == 0 and known(table, [1] * 3 * PAGE) == 3 * PAGE
+
+
 def test_the_least_recently_used_prefix_goes_first_and_from_its_end():
     table = _C.SequenceTable(9, PAGE)
     prompts = [[i] * 3 * PAGE for i in range(3)]
