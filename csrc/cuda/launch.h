@@ -55,6 +55,13 @@ __device__ inline float half_bits_to_float(uint16_t bits) {
   return y;
 }
 
+// IEEE binary16 bits of a value, rounded to nearest even.
+__device__ inline uint16_t float_to_half_bits(float x) {
+  uint16_t bits;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+  return bits;
+}
+
 template <typename... Params, typename... Args>
 cudaError_t launch(void (*kernel)(Params...), int64_t grid, int threads, void* stream, Args... args) {
   kernel<<<static_cast<unsigned>(grid), threads, 0, static_cast<cudaStream_t>(stream)>>>(args...);

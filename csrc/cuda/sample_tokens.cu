@@ -23,6 +23,7 @@
 #include <cmath>
 
 #include "block.cuh"
+#include "dtype.cuh"
 #include "philox.cuh"
 
 namespace fastpower {
@@ -66,24 +67,6 @@ struct Outputs {
 };
 struct DrawArgs {
   const int64_t *rows, *keys, *positions, *exclude;  // exclude may be null
-};
-
-// 16-bit formats as their bits: the CUDA headers for them are not needed.
-struct BFloat16 {
-  uint16_t bits;
-};
-struct Float16 {
-  uint16_t bits;
-};
-
-__device__ inline float to_float(float x) { return x; }
-__device__ inline float to_float(BFloat16 x) { return __uint_as_float(uint32_t{x.bits} << 16); }
-__device__ inline float to_float(Float16 x) { return half_bits_to_float(x.bits); }
-
-template <typename T>
-struct alignas(16) Packet {
-  static constexpr int kWidth = 16 / sizeof(T);
-  T at[kWidth];
 };
 
 // Which entry of its block value i of this thread is: packets of 16 bytes, dealt round the threads. The deal
@@ -340,15 +323,7 @@ template <typename... Args>
 cudaError_t run_dtype(int dtype, int device, Args... args) {
   const DeviceGuard guard(device);
   if (guard.error() != cudaSuccess) return guard.error();
-  switch (dtype) {
-    case kFloat32:
-      return run<float>(args...);
-    case kBFloat16:
-      return run<BFloat16>(args...);
-    case kFloat16:
-      return run<Float16>(args...);
-  }
-  return cudaErrorInvalidValue;
+  return with_dtype(dtype, [&](auto type) { return run<decltype(type)>(args...); });
 }
 
 }  // namespace

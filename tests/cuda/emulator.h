@@ -27,7 +27,7 @@
 #define FASTPOWER_EMULATOR
 #define __global__
 #define __device__
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 #define __shared__ static  // thread blocks run one after the other, and find what the last one left
 #define __syncthreads() emulator::wait(false, __LINE__)
 #define __shfl_xor_sync(mask, x, offset) emulator::shuffle(x, emulator::lane() ^ (offset), __LINE__)
@@ -64,6 +64,14 @@ inline float __uint_as_float(uint32_t bits) {
 extern "C" {
 __attribute__((weak)) unsigned emulator_order = 0;
 }
+
+inline uint32_t __float_as_uint(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return bits;
+}
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 
 namespace emulator {
 
@@ -167,6 +175,13 @@ inline float half_bits_to_float(uint16_t bits) {
                           : exponent     ? std::ldexp(1024.0f + fraction, exponent - 25)
                                          : std::ldexp(static_cast<float>(fraction), -24);
   return bits >> 15 ? -magnitude : magnitude;
+}
+
+inline uint16_t float_to_half_bits(float x) {
+  const _Float16 half = static_cast<_Float16>(x);
+  uint16_t bits;
+  std::memcpy(&bits, &half, 2);
+  return bits;
 }
 
 template <typename... Params, typename... Args>

@@ -4,7 +4,8 @@ import pytest
 import torch
 from scipy import stats
 
-from fastpower.kernels import append_kv, backends, copy_pages, sample_tokens, score_tokens
+from fastpower.kernels import append_kv, backends, copy_pages, paged_attention, sample_tokens, score_tokens
+from tests.kernels import paging_inputs
 from tests.kernels.sampling_inputs import KINDS, Case, make_case
 
 REASON = backends()["cuda"]
@@ -12,7 +13,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(REASON is not None, reason=f"b
 
 
 def to_gpu(case):
-    return Case(*(None if x is None else x.cuda() for x in case))
+    return case.to("cuda")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -123,6 +124,31 @@ def test_page_operators_write_what_the_reference_writes(head_dim, dtype):
         append_kv(key.to(device), value.to(device), k_cache[1], v_cache[1], slots.to(device), backend=backend)
         copy_pages(k_cache, v_cache, *(x.to(device) for x in (source, target, tokens)), backend=backend)
     assert torch.equal(on_gpu.cpu(), storage)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("head_dim", [64, 80, 256])
+@pytest.mark.parametrize("options", [{}, {"window": 100}, {"softcap": 5.0}], ids=str)
+def test_attention_is_that_of_the_reference(options, head_dim, dtype):
+    case = paging_inputs.make_case(
+        [1, 300, 40, 2000], [1, 1, 33, 1], q_heads=8, kv_heads=2, head_dim=head_dim, dtype=dtype
+    )
+    expected = paged_attention(*case, backend="reference", **options)
+    got = paged_attention(*(x.cuda() for x in case), backend="cuda", **options).cpu()
+    rtol = {torch.float32: 1e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}[dtype]
+    torch.testing.assert_close(got, expected, rtol=rtol, atol=rtol / 8)
+
+
+def test_attention_of_a_row_has_the_same_bits_in_any_batch():
+    case = paging_inputs.make_case([900, 300], [1, 1], q_heads=8, kv_heads=2, dtype=torch.bfloat16)
+    few = paged_attention(*(x.cuda() for x in case), backend="cuda")
+    many = case._replace(
+        query=case.query.repeat(300, 1, 1),
+        page_table=case.page_table.repeat(300, 1),
+        query_starts=torch.arange(601, dtype=torch.int32),
+        lengths=case.lengths.repeat(300),
+    )
+    assert torch.equal(paged_attention(*(x.cuda() for x in many), backend="cuda"), few.repeat(300, 1, 1))
 
 
 def test_index_out_of_range_is_left_out_and_touches_nothing():

@@ -1,6 +1,6 @@
 """CUDA C++ backend: the kernels of ``csrc/cuda``, in a shared library that ``FASTPOWER_CUDA=1`` adds to a build.
 
-It has ``sample_tokens``, ``score_tokens``, ``append_kv`` and ``copy_pages``; the other operators are Triton's on a GPU.
+It has ``sample_tokens``, ``score_tokens``, ``append_kv``, ``copy_pages`` and ``paged_attention``.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ PATH = Path(__file__).resolve().parents[2] / "libfastpower_cuda.so"
 INTERFACE = 1  #: fastpower_interface_version() that this file was written for
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
-_pointer, _int, _int64 = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
+_pointer, _int, _int64, _float = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 _row_arguments = [_pointer, _int, _int64, _int64, _int64]  # logits, dtype, rows, vocab, row stride
 _tail = [_int, _pointer]  # device, stream
 SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
@@ -29,6 +29,21 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
         [*_row_arguments, _pointer, _pointer, _int, *[_pointer] * 4, _int64, *[_pointer] * 6, *_tail],
     ),
     "fastpower_score_tokens": (_int, [*_row_arguments, _pointer, _pointer, _int, *[_pointer] * 5, *_tail]),
+    "fastpower_paged_attention": (
+        _int,
+        [
+            *[_pointer] * 4,
+            _int,
+            *[_int64] * 8,
+            *[_pointer] * 3,
+            *[_int64] * 2,
+            _float,
+            _int64,
+            _float,
+            _pointer,
+            *_tail,
+        ],
+    ),
     "fastpower_append_kv": (_int, [*[_pointer] * 5, *[_int64] * 11, *_tail]),
     "fastpower_copy_pages": (_int, [*[_pointer] * 5, *[_int64] * 9, *_tail]),
 }

@@ -1,0 +1,65 @@
+"""Launcher of csrc/cuda/paged_attention.cu: attention of ragged queries over pages."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastpower.kernels.cuda import library
+
+SPLIT = 256  #: positions, as in the kernel
+ENOUGH = 512  #: (query, K/V head) pairs that fill a large GPU; with fewer, splits are spread over it
+
+
+def paged_attention(
+    query: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    page_table: Tensor,
+    query_starts: Tensor,
+    lengths: Tensor,
+    *,
+    scale: float | None = None,
+    window: int = 0,
+    softcap: float = 0.0,
+    shared: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """The façade's docstring is the contract. Made for decoding: prefill runs a query at a time, and ``shared`` is not
+    used. A page outside the cache makes the rows that need it NaN."""
+    query = query.contiguous()
+    pages, page_size, kv_heads, dim = k_cache.shape
+    queries, heads = query.shape[:2]
+    max_pages = page_table.shape[1]
+    out = torch.empty_like(query)
+    splits = -(-max_pages * page_size // SPLIT)
+    scratch = None
+    if splits > 1 and queries * kv_heads < ENOUGH:
+        size = queries * heads * splits * (dim + 2)
+        scratch = torch.empty(size, dtype=torch.float32, device=query.device)
+    library.call(
+        "fastpower_paged_attention",
+        query.device,
+        query,
+        k_cache,
+        v_cache,
+        out,
+        library.DTYPES[query.dtype],
+        queries,
+        heads,
+        kv_heads,
+        dim,
+        pages,
+        page_size,
+        k_cache.stride(0),
+        v_cache.stride(0),
+        page_table.contiguous(),
+        query_starts.contiguous(),
+        lengths.contiguous(),
+        lengths.shape[0],
+        max_pages,
+        dim**-0.5 if scale is None else scale,
+        window,
+        softcap,
+        scratch,
+    )
+    return out
