@@ -118,18 +118,48 @@ def paged_attention(
     return result
 
 
+# A decode step calls these operators dozens of times, so the good case is one expression; only when it is false are the
+# arguments looked at one by one, to say what is wrong.
+
+
 def _append_kv(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor, backend: str) -> None:
     op = "append_kv"
+    if not _append_fits(key, value, k_cache, v_cache, slots):
+        _check_append(op, key, value, k_cache, v_cache, slots)
+    device = key.device
+    backend = pick(backend, device)
+    run = resolve(op, backend, device)
+    if backend != "cpu" and device.type == "cpu":  # the C++ kernels check values themselves
+        slots = slots.contiguous()
+        _native().check_slots(slots.data_ptr(), slots.shape[0], k_cache.shape[0], k_cache.shape[1])
+    run(key, value, k_cache, v_cache, slots)
+
+
+def _append_fits(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> bool:
+    try:
+        tokens, heads, dim = key.shape
+        dtype, device, shape = key.dtype, key.device, k_cache.shape
+        return (
+            dtype in FLOATS
+            and value.dtype is dtype
+            and value.shape == key.shape
+            and slots.dtype is torch.int64
+            and slots.shape == (tokens,)
+            and shape[2:] == (heads, dim)
+            and _caches_fit(k_cache, v_cache, dtype, device)
+            and value.device == device
+            and slots.device == device
+        )
+    except (AttributeError, ValueError):
+        return False
+
+
+def _check_append(op: str, key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
     check_tensor(op, "key", key, FLOATS, ("N", "Hkv", "D"))
     device = key.device
     check_tensor(op, "value", value, (key.dtype,), key.shape, device)
     _check_caches(op, k_cache, v_cache, ("pages", "page_size", *key.shape[1:]), key.dtype, device)
     check_tensor(op, "slots", slots, _I64, key.shape[:1], device)
-    run = resolve(op, backend, device)
-    if device.type == "cpu" and pick(backend, device) != "cpu":  # the C++ kernels check values themselves
-        slots = slots.contiguous()
-        _native().check_slots(slots.data_ptr(), slots.shape[0], k_cache.shape[0], k_cache.shape[1])
-    run(key, value, k_cache, v_cache, slots)
 
 
 def _copy_pages(k_cache: Tensor, v_cache: Tensor, source: Tensor, target: Tensor, tokens: Tensor, backend: str) -> None:
@@ -140,8 +170,9 @@ def _copy_pages(k_cache: Tensor, v_cache: Tensor, source: Tensor, target: Tensor
     check_tensor(op, "source", source, _I64, ("C",), device)
     check_tensor(op, "target", target, _I64, source.shape, device)
     check_tensor(op, "tokens", tokens, _I64, source.shape, device)
+    backend = pick(backend, device)
     run = resolve(op, backend, device)
-    if device.type == "cpu" and pick(backend, device) != "cpu":
+    if backend != "cpu" and device.type == "cpu":
         source, target, tokens = source.contiguous(), target.contiguous(), tokens.contiguous()
         addresses = source.data_ptr(), target.data_ptr(), tokens.data_ptr()
         _native().check_copies(*addresses, source.shape[0], k_cache.shape[1], k_cache.shape[2])
@@ -163,35 +194,116 @@ def _paged_attention(
     backend: str,
 ) -> Tensor:
     op = "paged_attention"
+    tensors = (query, k_cache, v_cache, page_table, query_starts, lengths)
+    shared = (shared_starts, shared_pages)
+    if not _attention_fits(*tensors, scale, window, softcap, *shared):
+        _check_attention(op, *tensors, scale, window, softcap, *shared)
+    device = query.device
+    backend = pick(backend, device)
+    run = resolve(op, backend, device)
+    groups = None if shared_starts is None else shared
+    if backend != "cpu" and device.type == "cpu":
+        resolve(op, "cpu", device)(*tensors, shared=groups, check_only=True)
+    result: Tensor = run(*tensors, scale=scale, window=window, softcap=softcap, shared=groups)
+    return result
+
+
+def _attention_fits(
+    query: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    page_table: Tensor,
+    query_starts: Tensor,
+    lengths: Tensor,
+    scale: float,
+    window: int,
+    softcap: float,
+    shared_starts: Tensor | None,
+    shared_pages: Tensor | None,
+) -> bool:
+    try:
+        _, q_heads, dim = query.shape
+        _, _, kv_heads, cache_dim = k_cache.shape
+        sequences, _ = page_table.shape
+        dtype, device = query.dtype, query.device
+        return (
+            shared_starts is None
+            and shared_pages is None
+            and dtype in FLOATS
+            and 0 < dim <= 256
+            and dim % 8 == 0
+            and cache_dim == dim
+            and q_heads >= kv_heads > 0
+            and q_heads % kv_heads == 0
+            and page_table.dtype is torch.int32
+            and query_starts.dtype is torch.int32
+            and lengths.dtype is torch.int32
+            and query_starts.shape == (sequences + 1,)
+            and lengths.shape == (sequences,)
+            and _caches_fit(k_cache, v_cache, dtype, device)
+            and page_table.device == device
+            and query_starts.device == device
+            and lengths.device == device
+            and window >= 0
+            and math.isfinite(scale)
+            and 0 <= softcap < math.inf
+        )
+    except (AttributeError, ValueError):
+        return False
+
+
+def _check_attention(
+    op: str,
+    query: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    page_table: Tensor,
+    query_starts: Tensor,
+    lengths: Tensor,
+    scale: float,
+    window: int,
+    softcap: float,
+    shared_starts: Tensor | None,
+    shared_pages: Tensor | None,
+) -> None:
     check_tensor(op, "query", query, FLOATS, ("N", "Hq", "D"))
     device, (_, heads, dim) = query.device, query.shape
     _check_caches(op, k_cache, v_cache, ("pages", "page_size", "Hkv", dim), query.dtype, device)
     check_tensor(op, "lengths", lengths, _I32, ("S",), device)
     check_tensor(op, "query_starts", query_starts, _I32, (lengths.shape[0] + 1,), device)
     check_tensor(op, "page_table", page_table, _I32, (lengths.shape[0], "max_pages"), device)
+    kv_heads = k_cache.shape[2]
     if dim % 8 or not 0 < dim <= 256:
         raise ValueError(f"{op}: head_dim must be a multiple of 8, at most 256, got {dim}; pad the heads with zeros")
-    if heads % max(1, k_cache.shape[2]) or heads < k_cache.shape[2] or k_cache.shape[2] == 0:
-        raise ValueError(f"{op}: query heads must be a multiple of key/value heads, got {heads} and {k_cache.shape[2]}")
+    if kv_heads == 0 or heads < kv_heads or heads % kv_heads:
+        raise ValueError(f"{op}: query heads must be a multiple of key/value heads, got {heads} and {kv_heads}")
     if not math.isfinite(scale):
         raise ValueError(f"{op}: scale must be finite, got {scale}")
     if window < 0:
         raise ValueError(f"{op}: window must be >= 0 (0 = none), got {window}")
     if not (math.isfinite(softcap) and softcap >= 0):
         raise ValueError(f"{op}: softcap must be finite and >= 0 (0 = none), got {softcap}")
-    shared = None
-    if shared_starts is not None or shared_pages is not None:
-        if shared_starts is None or shared_pages is None:
-            raise ValueError(f"{op}: shared needs both (starts, pages), got only one")
-        check_tensor(op, "shared pages", shared_pages, _I32, ("G",), device)
-        check_tensor(op, "shared starts", shared_starts, _I32, (shared_pages.shape[0] + 1,), device)
-        shared = (shared_starts, shared_pages)
-    run = resolve(op, backend, device)
-    tensors = (query, k_cache, v_cache, page_table, query_starts, lengths)
-    if device.type == "cpu" and pick(backend, device) != "cpu":
-        resolve(op, "cpu", device)(*tensors, shared=shared, check_only=True)
-    result: Tensor = run(*tensors, scale=scale, window=window, softcap=softcap, shared=shared)
-    return result
+    if shared_starts is None and shared_pages is None:
+        return
+    if shared_starts is None or shared_pages is None:
+        raise ValueError(f"{op}: shared needs both (starts, pages), got only one")
+    check_tensor(op, "shared pages", shared_pages, _I32, ("G",), device)
+    check_tensor(op, "shared starts", shared_starts, _I32, (shared_pages.shape[0] + 1,), device)
+
+
+def _caches_fit(k_cache: Tensor, v_cache: Tensor, dtype: torch.dtype, device: torch.device) -> bool:
+    _, page_size, heads, dim = k_cache.shape
+    strides = (heads * dim, dim, 1)
+    return (
+        k_cache.dtype is dtype
+        and v_cache.dtype is dtype
+        and k_cache.shape == v_cache.shape
+        and page_size > 0
+        and k_cache.stride()[1:] == strides
+        and v_cache.stride()[1:] == strides
+        and k_cache.device == device
+        and v_cache.device == device
+    )
 
 
 def _check_caches(
