@@ -24,7 +24,7 @@ from fastpower.samplers import PowerSMC  # noqa: E402
 from fastpower.target import PowerTarget  # noqa: E402
 from tests.evaluate.toys import toy_model, toy_task  # noqa: E402
 
-METHODS = parse_methods("plain,mh(moves=2,block=4),smc(particles=5,block=3,ramp=0,islands=3,threshold=0.01)")
+METHODS = parse_methods("plain,mh(moves=2,block=4),smc(particles=5,block=3,ramp=0,islands=3)")
 
 
 def recording_model(folder: str) -> LanguageModel:
@@ -120,7 +120,7 @@ def test_more_workers_than_the_machine_has_room_for_are_refused(cluster: None) -
 
 
 def test_islands_run_apart_and_combined_are_the_sampler_itself() -> None:
-    sampler = PowerSMC(PowerTarget(3.0, 9), particles=4, block=3, ramp=0, islands=3, threshold=0.01)
+    sampler = PowerSMC(PowerTarget(3.0, 9), particles=4, block=3, ramp=0, islands=3)
     from fastpower.evaluate.items import Item
 
     run = local_engine(toy_model)

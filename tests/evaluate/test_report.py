@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-import fastpower.kernels
 from fastpower.evaluate import charts, traces
 from fastpower.evaluate.evaluation import Evaluation, evaluate
 from fastpower.evaluate.items import local_engine
@@ -29,8 +28,7 @@ BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("run")
-    particles = ",smc(particles=6,block=2,ramp=0)" if hasattr(fastpower.kernels, "resample") else ""
-    methods = parse_methods("plain,mh(moves=4,block=4),tempering(moves=2)" + particles)
+    methods = parse_methods("plain,mh(moves=4,block=4),tempering(moves=2),smc(particles=6,block=2,ramp=0)")
     evaluate(Evaluation(toy_task(7), methods, seed=2, chains=2), local_engine(toy_model), path)
     records = read_records(path, timings=True)
     return write_report(path, records, summarise(records, chains=2))
@@ -63,8 +61,7 @@ def test_every_method_and_every_shown_answer_is_there(report: Path) -> None:
         *captions
     }
     assert any("where moves cut" in c for c in captions)
-    if hasattr(fastpower.kernels, "resample"):
-        assert "Effective sample size" in captions
+    assert {"Effective sample size", "Genealogy of the particles"} <= {*captions}
 
 
 def test_text_from_a_model_cannot_break_the_page(report: Path, tmp_path: Path) -> None:
