@@ -7,13 +7,13 @@ positions given), writes K/V into the pages and attends over them. Masks, cache 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,8 +24,10 @@ from fastpower import engine, kernels
 from fastpower.cache import PagedCache
 from fastpower.decoders.base import Draws, TokenDraws, TokenScores, Work
 from fastpower.decoders.batch import PackedBatch, Packer
+from fastpower.decoders.compiled import CompiledDecode
 from fastpower.decoders.fused import FusedForward
 from fastpower.decoders.layout import ATTENTION, kv_layout, refuse_by_config
+from fastpower.decoders.step import Step, register_attention
 from fastpower.decoders.transfer import to_device, to_host
 from fastpower.engine import Acceleration
 from fastpower.errors import InvalidLogits, UnsupportedModel
@@ -37,60 +39,6 @@ SCORE_BYTES = 128 << 20
 
 #: largest |Δlogit| between the paged path and the model's own attention, relative to the largest logit
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 8e-2}
-
-
-class _Step(NamedTuple):
-    """One packed batch as the attention layers see it; passed through ``model.forward`` as a keyword."""
-
-    k: Tensor  #: (L, pages, page_size, Hkv, D)
-    v: Tensor
-    slots: Tensor  #: (N,) int64
-    page_table: Tensor  #: (S, max_pages) int32
-    query_starts: Tensor  #: (S+1,) int32
-    lengths: Tensor  #: (S,) int32, new tokens included
-    shared: tuple[Tensor, Tensor] | None
-    # The backend's own functions: shapes are those that kv_layout has seen, and the façade would check them once more
-    # in every layer of every step.
-    append_kv: Callable[..., None]
-    paged_attention: Callable[..., Tensor]
-
-    def attend(
-        self, module: Any, query: Tensor, key: Tensor, value: Tensor, scaling: Any, window: Any, softcap: Any, **kw: Any
-    ) -> Tensor:
-        layer = module.layer_idx
-        k, v = self.k[layer], self.v[layer]
-        # (1, H, N, D) → (N, H, D): models transpose (N, H, D) to get here, so nothing moves
-        self.append_kv(key[0].transpose(0, 1), value[0].transpose(0, 1), k, v, self.slots)
-        return self.paged_attention(
-            query[0].transpose(0, 1),
-            k,
-            v,
-            self.page_table,
-            self.query_starts,
-            self.lengths,
-            scale=scaling,
-            window=window or 0,
-            softcap=softcap or 0.0,
-            shared=self.shared,
-        )[None]
-
-
-def _attention(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    *,
-    fastpower_step: Any,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """What transformers calls in every layer."""
-    return fastpower_step.attend(module, query, key, value, scaling, sliding_window, softcap, **kwargs), None
 
 
 class TransformersDecoder:
@@ -108,6 +56,9 @@ class TransformersDecoder:
     accelerate    on the CPU, float32 or bfloat16: pack the weights (a second copy of them). Llama, Mistral, Qwen2,
                   Qwen3 and Gemma-3 then run in one C++ call per forward, batch-invariant bit for bit
                   (``fastpower.decoders.fused``); other models with packed matrix products (``fastpower.engine``)
+    compile       run steps in which every row gets one token through ``torch.compile``, one graph per bucket of sizes
+                  (``fastpower.decoders.compiled``): True, or the name of a backend of torch.compile. Meant for GPUs; it
+                  takes the place of the fused forward
 
     The model is left as it is: its attention and products are exchanged only while ``forward`` and ``score`` run (so
     they must not run at the same time as other uses of the same model in other threads), and no weight is touched.
@@ -129,13 +80,14 @@ class TransformersDecoder:
         backend: str = "auto",
         verify: bool = True,
         accelerate: bool = True,
+        compile: bool | str = False,
     ) -> None:
         if model.training:
             raise ValueError("model is in training mode (dropout would change its probabilities); call model.eval()")
         if not 0.0 < memory_fraction <= 1.0:
             raise ValueError(f"memory_fraction must lie in (0, 1], got {memory_fraction}")
         refuse_by_config(model)
-        _register()
+        register_attention()
         self.model, self.tokenizer, self.backend = model, tokenizer, backend
         # Text and image parts of one model have configurations of their own; each is asked which attention to use.
         configs = [module.config for module in model.modules() if hasattr(module, "config")]
@@ -150,7 +102,7 @@ class TransformersDecoder:
         self._attention_kernel = resolve("paged_attention", backend, layout.device)
         self._fused: FusedForward | None = None
         if accelerate and layout.device.type == "cpu" and pick(backend, layout.device) == "cpu":
-            self._fused = FusedForward.of(model)
+            self._fused = None if compile else FusedForward.of(model)
             if self._fused is None:
                 self._acceleration = engine.accelerate(model)
                 self._acceleration.pause()
@@ -168,6 +120,9 @@ class TransformersDecoder:
             dtype=layout.dtype,
             device=layout.device,
         )
+        self._compiled: CompiledDecode | None = None
+        if compile:
+            self._compiled = CompiledDecode(model, self.cache, backend, "inductor" if compile is True else compile)
         self._packer = Packer(self.cache, self.vocab_size, self.max_length)
         if verify:
             self._verify()
@@ -193,6 +148,15 @@ class TransformersDecoder:
     def length(self, sequence: int) -> int:
         """Tokens held."""
         return self.cache.length(sequence)
+
+    def remember(self, sequence: int, tokens: Sequence[int]) -> None:
+        """Keep the K/V of ``tokens``, the first that ``sequence`` holds, for later ``match``es; see ``PagedCache``."""
+        self.cache.remember(sequence, np.asarray(tokens, np.int64))
+
+    def match(self, tokens: Sequence[int]) -> tuple[int, int]:
+        """(sequence, length): a new sequence that begins with the longest remembered prefix of ``tokens``; empty and 0
+        if there is none. To have logits, feed at least one more token: match ``tokens[:-1]``."""
+        return self.cache.match(np.asarray(tokens, np.int64))
 
     # -------------------------------------------------------------------------------------------------- forward
 
@@ -240,7 +204,7 @@ class TransformersDecoder:
         """Give the cache's memory back. The decoder cannot be used afterwards; the model can."""
         self.__dict__.pop("cache", None)
         self.__dict__.pop("_packer", None)
-        self._fused = self._acceleration = None
+        self._fused = self._acceleration = self._compiled = None
 
     def __enter__(self) -> TransformersDecoder:
         return self
@@ -254,6 +218,9 @@ class TransformersDecoder:
 
     def _last_logits(self, batch: PackedBatch) -> Tensor:
         """(S, V) logits after the last token of each row."""
+        if self._compiled is not None and len(batch.tokens) == len(batch.sequences):
+            with self._paged_attention():
+                return self._compiled(batch.tokens, batch.positions, batch.slots, batch.page_table, batch.lengths)
         shared = self.cache.shared_runs(batch.sequences, batch.n_new) if len(batch.sequences) > 1 else None
         keep = batch.starts[1:].astype(np.int64) - 1
         return self._logits(
@@ -278,7 +245,7 @@ class TransformersDecoder:
             )
         arrays = [tokens[None], positions[None], slots, table, starts, lengths, keep, *(shared or ())]
         ids, places, slots_, table_, starts_, lengths_, keep_, *groups = to_device(arrays, self.layout.device)
-        step = _Step(
+        step = Step(
             self.cache.k,
             self.cache.v,
             slots_,
@@ -402,13 +369,6 @@ class TransformersDecoder:
                     f"(largest logit {scale:.3g}): it has state or positions outside the K/V cache. verify=False skips "
                     "this comparison"
                 )
-
-
-@lru_cache(maxsize=1)
-def _register() -> None:
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(ATTENTION, _attention)
 
 
 def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -121,6 +121,19 @@ def test_fork_truncate_and_copy_on_write_equal_a_fresh_prefill(tiny, name):
     decoder.cache.check()
 
 
+def test_remembered_prefix_serves_a_new_sequence_after_the_first_is_freed(llama):
+    text, other = prompt(18, 3), prompt(5, 4)
+    first = llama.add()
+    feed(llama, (first, text))
+    llama.remember(first, text)
+    llama.free(first)
+    again, length = llama.match([*text[:13], *other])
+    assert length == 12  # whole pages of 4
+    drawn = feed(llama, (again, [text[12], *other]))
+    assert_row_is(llama.model, [*text[:13], *other], drawn, 0)
+    assert llama.match(other)[1] == 0
+
+
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
 def test_greedy_tokens_equal_generate_on_ragged_prompts(tiny, name):
     model = tiny(name)
@@ -189,6 +202,33 @@ def test_low_precision_is_as_close_to_float32_as_the_model_itself(tiny, name, dt
         ours.append(abs(entropy - truth))
         own.append(abs(statistics(low, text)[2][-1] - truth))
     assert np.mean(ours) <= 2 * np.mean(own) + 1e-3
+
+
+def decode_compiled(model, backend):
+    """Three sequences, decoded one and three at a time, against the model's own passes; the buckets compiled."""
+    with TransformersDecoder(model, cache_tokens=400, page_size=4, compile=backend, verify=False) as decoder:
+        texts = [prompt(9, 1), prompt(4, 2), prompt(17, 3)]
+        ids = [decoder.add() for _ in texts]
+        feed(decoder, *zip(ids, texts, strict=True))
+        for rows in ([0], [0, 1, 2], [1], [2, 1, 0]):
+            drawn = feed(decoder, *((ids[i], [7 + i]) for i in rows))
+            for row, i in enumerate(rows):
+                texts[i].append(7 + i)
+                assert_row_is(model, texts[i], drawn, row)
+        decoder.cache.check()
+        return decoder._compiled.buckets
+
+
+def test_compiled_steps_are_one_graph_per_bucket_and_equal_a_teacher_forced_pass(tiny):
+    """aot_eager traces and functionalises like the real compiler, without its code generation."""
+    assert decode_compiled(tiny("llama"), "aot_eager") == [(1, 64), (4, 64)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gemma3", "gpt2"])
+def test_generated_code_of_compiled_steps_equals_a_teacher_forced_pass(tiny, name, monkeypatch):
+    monkeypatch.setenv("CXX", "g++")
+    assert decode_compiled(tiny(name), True) == [(1, 64), (4, 64)]
 
 
 def test_many_draws_from_one_row_and_none_from_another(llama):
