@@ -2,6 +2,8 @@
 
 Lanes being decoded hold their sequences; everything else in the cache belongs to branches that samplers keep. Those
 are the first to go, least recently used first: their tokens stay, so they can be recomputed when they are used again.
+A decoder that remembers prefixes keeps what prompts, parked and evicted sequences held for as long as nobody needs the
+memory, so that equal beginnings, of other prompts and later runs too, are computed once.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import contextlib
 import weakref
 from collections.abc import Sequence
 
-from fastpower.decoders.base import Decoder
+from fastpower.decoders.base import Decoder, PrefixDecoder
 from fastpower.errors import CacheFull
 from fastpower.lanes import Lane
 from fastpower.requests import Branch
@@ -21,6 +23,8 @@ class Residence:
 
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
+        reusable = isinstance(decoder, PrefixDecoder) and decoder.batch_invariant
+        self._prefixes: PrefixDecoder | None = decoder if reusable else None  # type: ignore[assignment]
         self.evictions = 0
         self._idle: dict[int, weakref.ref[Branch]] = {}  # decoder sequence → branch, least recently used first
         self._released: list[int] = []
@@ -53,11 +57,16 @@ class Residence:
             lane.fed = shared
             self._idle[source.sequence] = self._idle.pop(source.sequence)
             return
-        lane.sequence, lane.fed = self.decoder.add(), 0
+        if self._prefixes is not None:
+            lane.sequence, lane.fed = self._prefixes.match(lane.tokens[:-1])
+        else:
+            lane.sequence, lane.fed = self.decoder.add(), 0
 
     def share(self, lane: Lane) -> None:
         """After a prefill: let the lane's parent (a prompt, or an evicted record) have what was computed."""
         parent, held = lane.parent, min(lane.fed, lane.length)
+        if lane.sequence is not None and held > 0:
+            self._remember(lane.sequence, lane.tokens[:held])
         if lane.sequence is not None and parent.sequence is None and held > 0:
             with contextlib.suppress(CacheFull):
                 self._keep(parent, self.decoder.fork(lane.sequence, held), held)
@@ -67,6 +76,12 @@ class Residence:
         if lane.sequence is not None:
             self.decoder.free(lane.sequence)
             lane.sequence, lane.fed = None, 0
+
+    def park(self, lane: Lane) -> None:
+        """``drop`` for a lane that will be back."""
+        if lane.sequence is not None:
+            self._remember(lane.sequence, lane.tokens[: lane.fed])
+        self.drop(lane)
 
     def flush(self) -> bool:
         """Free the sequences of branches that are gone; True if there were any."""
@@ -86,6 +101,7 @@ class Residence:
             if branch is None:
                 continue  # its destructor is about to run
             del self._idle[sequence]
+            self._remember(sequence, branch.tokens[: branch.held])
             branch.sequence, branch.held = None, 0
             self.decoder.free(sequence)
             self.evictions += 1
@@ -95,6 +111,10 @@ class Residence:
     def _keep(self, branch: Branch, sequence: int, held: int) -> None:
         branch.sequence, branch.held = sequence, held
         self._idle[sequence] = weakref.ref(branch)
+
+    def _remember(self, sequence: int, tokens: Sequence[int]) -> None:
+        if self._prefixes is not None:
+            self._prefixes.remember(sequence, tokens)
 
     def _release(self, sequence: int) -> None:
         # Called from a destructor, possibly in the middle of a forward: only note it down.

@@ -240,7 +240,7 @@ class Scheduler:
     def _park_youngest(self) -> None:
         lane = max(self._lanes, key=lambda lane: (lane.order, lane.age))
         self._lanes.remove(lane)
-        self.residence.drop(lane)
+        self.residence.park(lane)
         self._parked.append(lane)
         self._parked.sort(key=lambda lane: (lane.order, lane.age))
         self._pressed = True

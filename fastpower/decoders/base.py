@@ -97,3 +97,15 @@ class Decoder(Protocol):
 
     def stats(self) -> dict[str, int]:
         """Sizes and counters: at least ``free_tokens`` (how many more tokens fit if nothing is shared)."""
+
+
+@runtime_checkable
+class PrefixDecoder(Decoder, Protocol):
+    """A decoder that finds what finished sequences held again by its tokens. Optional; used if ``batch_invariant``,
+    because only then a remembered prefix has the bits that it would be computed with."""
+
+    def remember(self, sequence: int, tokens: Sequence[int]) -> None:
+        """Keep what ``sequence`` holds of ``tokens``, the first tokens it was fed, until the memory is needed."""
+
+    def match(self, tokens: Sequence[int]) -> tuple[int, int]:
+        """(sequence, length): a new sequence that holds the longest remembered prefix of ``tokens`` (0: none)."""

@@ -150,7 +150,10 @@ class TransformersDecoder:
         return self.cache.length(sequence)
 
     def remember(self, sequence: int, tokens: Sequence[int]) -> None:
-        """Keep the K/V of ``tokens``, the first that ``sequence`` holds, for later ``match``es; see ``PagedCache``."""
+        """Keep the K/V of ``tokens``, the first that ``sequence`` holds, for later ``match``es; see ``PagedCache``.
+
+        Call ``cache.forget()`` after changing the model's weights.
+        """
         self.cache.remember(sequence, np.asarray(tokens, np.int64))
 
     def match(self, tokens: Sequence[int]) -> tuple[int, int]:
