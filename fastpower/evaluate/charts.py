@@ -26,15 +26,14 @@ def accuracy_against(rows: Sequence[Row], costs: Sequence[float | None], x_label
     tops = [row.accuracy.mean + _se(row) for row, _, _ in points]
     bottoms = [row.accuracy.mean - _se(row) for row, _, _ in points]
     span = max(max(tops) - min(bottoms), 0.1)
-    y = (max(0.0, min(bottoms) - 0.12 * span), min(1.0, max(tops) + 0.15 * span))
-    chart = Chart(f"accuracy against {x_label}", x_label, "accuracy", (low / 1.35, high * 1.9), y, log_x=True)
+    y = (max(0.0, min(bottoms) - 0.1 * span), max(tops) + 0.3 * span)  # room for the labels
+    chart = Chart(f"accuracy against {x_label}", x_label, "accuracy", (low / 1.5, high * 1.5), y, log_x=True)
     chart.y_format = percent
+    _labels(chart, points)
     for row, cost, i in points:
         colour, mean = COLOURS[i % len(COLOURS)], row.accuracy.mean
         chart.segment((cost, max(y[0], mean - _se(row))), (cost, min(y[1], mean + _se(row))), colour, 2)
         chart.dot(cost, mean, colour, f"{row.method}: {row.accuracy} at {number(cost)}", radius=5)
-    for row, cost, i, dy in _spread(chart, points):
-        chart.text(cost, row.accuracy.mean, row.method, COLOURS[i % len(COLOURS)], dx=9, dy=dy)
     return chart.svg()
 
 
@@ -42,17 +41,20 @@ def _se(row: Row) -> float:
     return 0.0 if np.isnan(row.accuracy.se) else row.accuracy.se
 
 
-def _spread(chart: Chart, points: Sequence[tuple[Row, float, int]]) -> list[tuple[Row, float, int, float]]:
-    """Vertical offsets that keep labels of near points apart."""
-    placed: list[tuple[float, float]] = []
-    result = []
-    for row, cost, i in sorted(points, key=lambda p: -p[0].accuracy.mean):
-        x, y = chart.px(cost), chart.py(row.accuracy.mean) + 4
-        while any(abs(x - px) < 95 and abs(y - py) < 13 for px, py in placed):
-            y += 1
-        placed.append((x, y))
-        result.append((row, cost, i, y - chart.py(row.accuracy.mean)))
-    return result
+def _labels(chart: Chart, points: Sequence[tuple[Row, float, int]]) -> None:
+    """Names above the error bars, moved up where they would meet; settings in brackets are left to the table."""
+    placed: list[tuple[float, float, float]] = []
+    for row, cost, i in sorted(points, key=lambda point: point[0].accuracy.mean + _se(point[0])):
+        name, bracket, _ = row.method.partition("(")
+        text = f"{name}(…)" if bracket else name
+        half = 3.7 * len(text)
+        x = min(max(chart.px(cost), chart.left + half), chart.width - half)
+        top = chart.py(row.accuracy.mean + _se(row)) - 5
+        while any(abs(x - px) < half + other and abs(top - py) < 13 for px, py, other in placed):
+            top -= 1
+        placed.append((x, top, half))
+        dx, dy = x - chart.px(cost), top - chart.py(row.accuracy.mean)
+        chart.text(cost, row.accuracy.mean, text, COLOURS[i % len(COLOURS)], dx=dx, dy=dy, anchor="middle")
 
 
 def acceptance(records: Mapping[str, Sequence[Record]], colours: Mapping[str, str]) -> str | None:
@@ -88,6 +90,7 @@ def logp_over_moves(records: Mapping[str, Sequence[Record]], colours: Mapping[st
     low, high = min(c.min() for c in curves.values()), max(c.max() for c in curves.values())
     longest = max(len(c) for c in curves.values())
     chart = Chart("log p over moves", "move of the last stage", "mean log p (nats)", (1, max(longest, 2)), (low, high))
+    chart.whole_x = True
     for name, curve in curves.items():
         chart.line(list(range(1, len(curve) + 1)), curve.tolist(), colours[name], 2)
         for i, value in enumerate(curve):
@@ -139,6 +142,7 @@ def logp_trace(record: Record) -> str | None:
         return None
     values = [float(m["logp"]) for m in moves]
     chart = Chart("log p over moves", "move", "log p (nats)", (0.5, len(values) + 0.5), (min(values), max(values)))
+    chart.whole_x = True
     for i in range(1, len(moves)):
         if moves[i].get("stage") != moves[i - 1].get("stage"):
             chart.segment((i + 0.5, chart.y[0]), (i + 0.5, chart.y[1]), MUTED, 1, 'stroke-dasharray="2 3"')
@@ -173,6 +177,7 @@ def genealogy(record: Record) -> str | None:
     chart = Chart(
         "genealogy", "resampling", "particle", (0, len(generations)), (-0.5, particles - 0.5), y_ticks=particles <= 64
     )
+    chart.whole_x = True
     line = lineage(record)
     for t, ancestors in enumerate(generations):
         for child, parent in enumerate(ancestors):

@@ -57,6 +57,7 @@ class Chart:
     height: float = 260
     log_x: bool = False
     y_ticks: bool = True
+    whole_x: bool = False  #: ticks at whole numbers only
     x_format: Callable[[float], str] = number
     y_format: Callable[[float], str] = number
     left: float = 60
@@ -127,6 +128,8 @@ class Chart:
             label = escape(self.y_format(value))
             parts.append(f'<text x="{self.left - 7}" y="{at + 3.5:.1f}" text-anchor="end" class="tick">{label}</text>')
         for value in log_ticks(*self.x) if self.log_x else ticks(*self.x):
+            if self.whole_x and value != round(value):
+                continue
             at = self.px(value)
             label = escape(self.x_format(value))
             parts.append(f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{floor}" y2="{floor + 4}" stroke="{MUTED}"/>')
