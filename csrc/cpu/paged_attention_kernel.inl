@@ -109,16 +109,12 @@ class Ahead {
   int runs_, next_;
 };
 
-// keys[d][i] = word d of row i, transposed W keys at a time. Keys from count on are 0: their scores are
-// computed and dropped. `even`: W keys from a multiple of W on lie at equal distances, `stride`.
+// keys[d][i] = word d of row i, transposed W keys at a time; in the last W keys those from count on are 0.
+// `even`: W keys from a multiple of W on lie at equal distances, `stride`.
 template <class T>
 void pack_keys(const T* const* rows, int64_t head_offset, bool even, int64_t stride, int count, int dim,
                float* keys, Ahead* ahead, int lines) {
-  for (int i = 0; i < kSplit; i += W, keys += W) {
-    if (i >= count) {
-      for (int d = 0; d < dim; ++d) Simd::store(keys + d * kSplit, Simd::zero());
-      continue;
-    }
+  for (int i = 0; i < count; i += W, keys += W) {
     int d = 0;
     if (even && i + W <= count)
       for (; d + Simd::block<T>() <= dim; d += Simd::block<T>()) {
@@ -149,25 +145,34 @@ void pack_values(const T* const* rows, int64_t head_offset, int count, int dim, 
 }
 
 // scores[r][i] = sum_d queries[r][d] keys[d][i]: one chain of fused multiply-adds per score, in the order of
-// d.
-template <int R>
-void score_rows(const float* queries, const float* keys, int dim, float* scores, Ahead* ahead, int lines) {
-  for (int i = 0; i < kSplit; i += kVectors * W) {
-    F sum[R][kVectors];
-    for (int r = 0; r < R; ++r)
-      for (int j = 0; j < kVectors; ++j) sum[r][j] = Simd::zero();
-    for (int d = 0; d < dim; ++d) {
-      ahead->ask(lines);
-      F k[kVectors];
-      for (int j = 0; j < kVectors; ++j) k[j] = Simd::load(keys + d * kSplit + i + j * W);
-      for (int r = 0; r < R; ++r) {
-        const F q = Simd::set(queries[r * dim + d]);
-        for (int j = 0; j < kVectors; ++j) sum[r][j] = Simd::fma(q, k[j], sum[r][j]);
-      }
+// d. Only vectors with one of the first `count` keys are computed.
+// N vectors of keys from key 0 on.
+template <int R, int N>
+void score_vectors(const float* queries, const float* keys, int dim, float* scores, Ahead* ahead, int lines) {
+  F sum[R][N];
+  for (int r = 0; r < R; ++r)
+    for (int j = 0; j < N; ++j) sum[r][j] = Simd::zero();
+  for (int d = 0; d < dim; ++d) {
+    ahead->ask(lines);
+    F k[N];
+    for (int j = 0; j < N; ++j) k[j] = Simd::load(keys + d * kSplit + j * W);
+    for (int r = 0; r < R; ++r) {
+      const F q = Simd::set(queries[r * dim + d]);
+      for (int j = 0; j < N; ++j) sum[r][j] = Simd::fma(q, k[j], sum[r][j]);
     }
-    for (int r = 0; r < R; ++r)
-      for (int j = 0; j < kVectors; ++j) Simd::store(scores + r * kSplit + i + j * W, sum[r][j]);
   }
+  for (int r = 0; r < R; ++r)
+    for (int j = 0; j < N; ++j) Simd::store(scores + r * kSplit + j * W, sum[r][j]);
+}
+
+template <int R>
+void score_rows(const float* queries, const float* keys, int count, int dim, float* scores, Ahead* ahead,
+                int lines) {
+  int i = 0;
+  for (; i + (kVectors - 1) * W < count; i += kVectors * W)
+    score_vectors<R, kVectors>(queries, keys + i, dim, scores + i, ahead, lines);
+  for (; i + W < count; i += 2 * W) score_vectors<R, 2>(queries, keys + i, dim, scores + i, ahead, lines);
+  if (i < count) score_vectors<R, 1>(queries, keys + i, dim, scores + i, ahead, lines);
 }
 
 // a[r][c ...] += sum over keys [begin, end) of p[r][k] values[k][c ...], in the order of k.
@@ -212,32 +217,30 @@ void add_values(const float* p, const T* const* values, int64_t offset, int padd
   for (; c < padded; c += W) add_columns<R, 1>(p, values, offset, c, padded, begin, end, a, ahead, lines);
 }
 
-inline void mask(float* p, int begin, int end) {
-  for (int i = 0; i < begin; ++i) p[i] = -INFINITY;
-  for (int i = end; i < kSplit; ++i) p[i] = -INFINITY;
-}
-
 // Scores of the keys [begin, end) that a row sees become weights 2^(s - m); gives m and the sum of the
-// weights. The rows take turns so that their chains of operations overlap.
+// weights. No row sees keys from count on. The rows take turns so that their chains of operations overlap.
 template <int R>
-void weigh(float* p, const int* begin, const int* end, float cap, float* m, float* sum) {
-  if (cap > 0)
-    for (int i = 0; i < R * kSplit; i += W)
-      Simd::store(p + i, Simd::mul(Simd::set(cap), tanh(Simd::load(p + i))));
+void weigh(float* p, const int* begin, const int* end, int count, float cap, float* m, float* sum) {
+  const int limit = (count + W - 1) / W * W;
   F top[R], base[R], total[R];
   for (int r = 0; r < R; ++r) {
-    mask(p + r * kSplit, begin[r], end[r]);
+    float* row = p + r * kSplit;
+    if (cap > 0)
+      for (int i = 0; i < limit; i += W)
+        Simd::store(row + i, Simd::mul(Simd::set(cap), tanh(Simd::load(row + i))));
+    for (int i = 0; i < begin[r]; ++i) row[i] = -INFINITY;
+    for (int i = end[r]; i < limit; ++i) row[i] = -INFINITY;
     top[r] = Simd::set(-INFINITY);
     total[r] = Simd::zero();
   }
-  for (int i = 0; i < kSplit; i += W)
+  for (int i = 0; i < limit; i += W)
     for (int r = 0; r < R; ++r) top[r] = Simd::max(top[r], Simd::load(p + r * kSplit + i));
   for (int r = 0; r < R; ++r) {
     m[r] = Simd::reduce_max(top[r]);
     // A split whose every score is -inf adds nothing; -inf - -inf must not make it NaN.
     base[r] = Simd::set(m[r] == -INFINITY ? 0.0f : m[r]);
   }
-  for (int i = 0; i < kSplit; i += W)
+  for (int i = 0; i < limit; i += W)
     for (int r = 0; r < R; ++r) {
       const F weight = exp2(Simd::sub(Simd::load(p + r * kSplit + i), base[r]));
       Simd::store(p + r * kSplit + i, weight);
@@ -300,7 +303,7 @@ class Worker {
     cap_ = a_.softcap * kLog2e;
     token_stride_ = a_.kv_heads * a_.head_dim;
     s_.reserve(rows_ * (task.head_end - task.head_begin), dim_, call.record_size);
-    direct_ = dim_ % (2 * W) == 0 && rows_ <= kDirectRows;
+    direct_ = dim_ == padded_ && dim_ % (2 * W) == 0 && rows_ <= kDirectRows;
     for (int i = 0; i < kSplit; ++i) value_rows_[i] = s_.values + i * padded_;
     // Half of the lines are asked for while keys are packed, half while rows are multiplied.
     const int64_t lines = 2 * kSplit * (dim_ * sizeof(T) + 63) / 64;
@@ -414,7 +417,7 @@ class Worker {
   // later token's infinity) is none of this row's business.
   template <int R, class V>
   void block(int64_t split, int64_t h, int64_t row, const V* const* values, int64_t offset) {
-    int begin[R], end[R], common_begin = 0, common_end = kSplit, any = 0;
+    int begin[R], end[R], common_begin = 0, common_end = kSplit, count = 0;
     for (int r = 0; r < R; ++r) {
       const int64_t own = call_.position[token(row + r)] - split * kSplit;
       const int64_t first = a_.window > 0 ? own - a_.window + 1 : 0;
@@ -422,12 +425,12 @@ class Worker {
       end[r] = static_cast<int>(larger(begin[r], smaller(kSplit, own + 1)));
       common_begin = larger(common_begin, begin[r]);
       common_end = smaller(common_end, end[r]);
-      any |= begin[r] < end[r];
+      if (begin[r] < end[r]) count = static_cast<int>(larger(count, end[r]));
     }
     float m[R], l[R];
-    if (any) {
-      score_rows<R>(queries(h, row), s_.keys, dim_, s_.p, &ahead_, lines_per_step_);
-      weigh<R>(s_.p, begin, end, cap_, m, l);
+    if (count > 0) {
+      score_rows<R>(queries(h, row), s_.keys, count, dim_, s_.p, &ahead_, lines_per_step_);
+      weigh<R>(s_.p, begin, end, count, cap_, m, l);
       clear(s_.a, R * padded_);
       common_end = larger(common_begin, common_end);
       const auto one_row = [&](int r, int first, int last) {
