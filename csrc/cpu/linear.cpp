@@ -15,8 +15,9 @@
 namespace fastpower {
 namespace {
 
-// K block: 64 KiB of a panel, which every row tile after the first reads from L2.
+// K blocks of at most 64 KiB of a panel, which every row tile after the first reads from L2.
 constexpr int64_t kBlockSteps = 512;
+constexpr int64_t kAhead = 4096;      // bytes read ahead when a panel is passed over once
 constexpr int64_t kSerial = 1 << 15;  // elements: waking a thread costs more than converting fewer
 
 // Weights are read once per decode step, so each 4 KiB page would cost a TLB miss per step.
@@ -78,12 +79,20 @@ void linear_tile(const Linear& linear, const Rows& x, int64_t row0, int64_t rows
   std::memset(acc, 0, static_cast<size_t>(rows * kPanel) * sizeof(float));
   // Row tiles of equal height (16 rows as 8 + 8, not 12 + 4): a short tile cannot hide the FMA latency.
   const int64_t tiles = (rows + kernels.max_rows - 1) / kernels.max_rows;
-  for (int64_t step = 0; step < steps; step += kBlockSteps) {
-    const int64_t count = std::min(kBlockSteps, steps - step);
+  // Blocks of equal depth, whole tiles of 16 steps deep.
+  const int64_t blocks = (steps + kBlockSteps - 1) / kBlockSteps;
+  const int64_t depth = ((steps + blocks - 1) / blocks + 15) / 16 * 16;
+  for (int64_t step = 0; step < steps; step += depth) {
+    const int64_t count = std::min(depth, steps - step);
+    const char* block = w + step * kPanel * 4;
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t begin = rows * t / tiles, end = rows * (t + 1) / tiles;
-      kernels.run(end - begin, x.row(row0 + begin) + step * kernels.x_step, x.stride, w + step * kPanel * 4,
-                  count, acc + begin * kPanel);
+      // A single pass reads ahead of itself. Of several, the first two fetch one half each of the next block,
+      // so that reading memory overlaps with computing in both.
+      PanelStream stream{block, block + kAhead, 128};
+      if (tiles > 1) stream = {block, block + count * kPanel * 4 + (t % 2) * count * 64, 64};
+      kernels.run(end - begin, x.row(row0 + begin) + step * kernels.x_step, x.stride, stream, count,
+                  acc + begin * kPanel);
     }
   }
   if (!linear.bias) return;

@@ -11,8 +11,6 @@
 namespace fastpower {
 namespace {
 
-constexpr int64_t kAhead = 4096;  // bytes of the panel stream prefetched ahead of use
-
 inline float load_float(const char* at) {
   float value;
   std::memcpy(&value, at, 4);
@@ -31,17 +29,18 @@ inline int load_pair(const char* at) {
 // bound.
 
 template <int R>
-FASTPOWER_AVX512_BF16 void avx512_bf16_pairs(const char* x, int64_t x_stride, const char* w, int64_t steps,
-                                             float* acc) {
+FASTPOWER_AVX512_BF16 void avx512_bf16_pairs(const char* x, int64_t x_stride, PanelStream stream,
+                                             int64_t steps, float* acc) {
+  const char *w = stream.w, *ahead = stream.ahead;
   __m512 sum[R][2];
 #pragma GCC unroll 12
   for (int i = 0; i < R; ++i) {
     sum[i][0] = _mm512_load_ps(acc + i * kPanel);
     sum[i][1] = _mm512_load_ps(acc + i * kPanel + 16);
   }
-  for (int64_t s = 0; s < steps; ++s, w += kPanel * 4, x += 4) {
-    _mm_prefetch(w + kAhead, _MM_HINT_T0);
-    _mm_prefetch(w + kAhead + 64, _MM_HINT_T0);
+  for (int64_t s = 0; s < steps; ++s, w += kPanel * 4, ahead += stream.ahead_step, x += 4) {
+    _mm_prefetch(ahead, _MM_HINT_T0);
+    _mm_prefetch(ahead + 64, _MM_HINT_T0);
     const __m512bh w0 = (__m512bh)_mm512_loadu_si512(w), w1 = (__m512bh)_mm512_loadu_si512(w + 64);
 #pragma GCC unroll 12
     for (int i = 0; i < R; ++i) {
@@ -58,8 +57,9 @@ FASTPOWER_AVX512_BF16 void avx512_bf16_pairs(const char* x, int64_t x_stride, co
 }
 
 template <int R>
-FASTPOWER_AVX512 void avx512_pairs(const char* x, int64_t x_stride, const char* w, int64_t steps,
+FASTPOWER_AVX512 void avx512_pairs(const char* x, int64_t x_stride, PanelStream stream, int64_t steps,
                                    float* acc) {
+  const char *w = stream.w, *ahead = stream.ahead;
   __m512 sum[R][2];
 #pragma GCC unroll 12
   for (int i = 0; i < R; ++i) {
@@ -67,9 +67,9 @@ FASTPOWER_AVX512 void avx512_pairs(const char* x, int64_t x_stride, const char* 
     sum[i][1] = _mm512_load_ps(acc + i * kPanel + 16);
   }
   const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
-  for (int64_t s = 0; s < steps; ++s, w += kPanel * 4, x += 8) {
-    _mm_prefetch(w + kAhead, _MM_HINT_T0);
-    _mm_prefetch(w + kAhead + 64, _MM_HINT_T0);
+  for (int64_t s = 0; s < steps; ++s, w += kPanel * 4, ahead += stream.ahead_step, x += 8) {
+    _mm_prefetch(ahead, _MM_HINT_T0);
+    _mm_prefetch(ahead + 64, _MM_HINT_T0);
     const __m512i p0 = _mm512_loadu_si512(w), p1 = _mm512_loadu_si512(w + 64);
     const __m512 even0 = _mm512_castsi512_ps((__m512i)((__v16su)p0 << 16));
     const __m512 even1 = _mm512_castsi512_ps((__m512i)((__v16su)p1 << 16));
@@ -96,17 +96,18 @@ FASTPOWER_AVX512 void avx512_pairs(const char* x, int64_t x_stride, const char* 
 }
 
 template <int R>
-FASTPOWER_AVX512 void avx512_floats(const char* x, int64_t x_stride, const char* w, int64_t steps,
+FASTPOWER_AVX512 void avx512_floats(const char* x, int64_t x_stride, PanelStream stream, int64_t steps,
                                     float* acc) {
+  const char *w = stream.w, *ahead = stream.ahead;
   __m512 sum[R][2];
 #pragma GCC unroll 12
   for (int i = 0; i < R; ++i) {
     sum[i][0] = _mm512_load_ps(acc + i * kPanel);
     sum[i][1] = _mm512_load_ps(acc + i * kPanel + 16);
   }
-  for (int64_t s = 0; s < steps; ++s, w += kPanel * 4, x += 4) {
-    _mm_prefetch(w + kAhead, _MM_HINT_T0);
-    _mm_prefetch(w + kAhead + 64, _MM_HINT_T0);
+  for (int64_t s = 0; s < steps; ++s, w += kPanel * 4, ahead += stream.ahead_step, x += 4) {
+    _mm_prefetch(ahead, _MM_HINT_T0);
+    _mm_prefetch(ahead + 64, _MM_HINT_T0);
     const __m512 w0 = _mm512_loadu_ps(w), w1 = _mm512_loadu_ps(w + 64);
 #pragma GCC unroll 12
     for (int i = 0; i < R; ++i) {
@@ -137,8 +138,8 @@ struct alignas(64) TileConfig {
 };
 
 // Blocks of `depth` ≤ 16 steps each.
-FASTPOWER_AMX void amx_blocks(int64_t rows, const char* x, int64_t x_stride, const char* w, int64_t blocks,
-                              int64_t depth, float* acc) {
+FASTPOWER_AMX void amx_blocks(int64_t rows, const char* x, int64_t x_stride, PanelStream stream,
+                              int64_t blocks, int64_t depth, float* acc) {
   constexpr int64_t kStep = kPanel * 4;  // bytes of a step, and of a row of acc
   const int64_t top = rows < 16 ? rows : 16, bottom = rows - top;
   TileConfig config;
@@ -150,6 +151,7 @@ FASTPOWER_AMX void amx_blocks(int64_t rows, const char* x, int64_t x_stride, con
   config.set(4, top, 4 * depth);
   if (bottom) config.set(5, bottom, 4 * depth);
   _tile_loadconfig(&config);
+  const char *w = stream.w, *ahead = stream.ahead;
   float* acc_bottom = acc + 16 * kPanel;
   _tile_loadd(0, acc, kStep);
   _tile_loadd(1, acc + 16, kStep);
@@ -157,8 +159,10 @@ FASTPOWER_AMX void amx_blocks(int64_t rows, const char* x, int64_t x_stride, con
     _tile_loadd(2, acc_bottom, kStep);
     _tile_loadd(3, acc_bottom + 16, kStep);
   }
-  for (int64_t b = 0; b < blocks; ++b, w += depth * kStep, x += 4 * depth) {
-    for (int64_t line = 0; line < depth * kStep; line += 64) _mm_prefetch(w + kAhead + line, _MM_HINT_T0);
+  for (int64_t b = 0; b < blocks;
+       ++b, w += depth * kStep, ahead += depth * stream.ahead_step, x += 4 * depth) {
+    for (int64_t line = 0; line < depth * stream.ahead_step; line += 64)
+      _mm_prefetch(ahead + line, _MM_HINT_T0);
     _tile_loadd(6, w, kStep);
     _tile_loadd(7, w + 64, kStep);
     _tile_loadd(4, x, x_stride);
@@ -179,25 +183,28 @@ FASTPOWER_AMX void amx_blocks(int64_t rows, const char* x, int64_t x_stride, con
   _tile_release();
 }
 
-void amx_pairs(int64_t rows, const char* x, int64_t x_stride, const char* w, int64_t steps, float* acc) {
+void amx_pairs(int64_t rows, const char* x, int64_t x_stride, PanelStream stream, int64_t steps, float* acc) {
   const int64_t blocks = steps / 16, rest = steps % 16;
-  if (blocks) amx_blocks(rows, x, x_stride, w, blocks, 16, acc);
-  if (rest) amx_blocks(rows, x + blocks * 64, x_stride, w + blocks * 16 * kPanel * 4, 1, rest, acc);
+  if (blocks) amx_blocks(rows, x, x_stride, stream, blocks, 16, acc);
+  stream.w += blocks * 16 * kPanel * 4;
+  stream.ahead += blocks * 16 * stream.ahead_step;
+  if (rest) amx_blocks(rows, x + blocks * 64, x_stride, stream, 1, rest, acc);
 }
 
 // ---- AVX2: 4 vectors of columns × up to 3 rows = 12 of 16 registers.
 
 template <int R, bool kPairs>
-FASTPOWER_AVX2 void avx2_any(const char* x, int64_t x_stride, const char* w, int64_t steps, float* acc) {
+FASTPOWER_AVX2 void avx2_any(const char* x, int64_t x_stride, PanelStream stream, int64_t steps, float* acc) {
+  const char *w = stream.w, *ahead = stream.ahead;
   __m256 sum[R][4];
 #pragma GCC unroll 3
   for (int i = 0; i < R; ++i)
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) sum[i][j] = _mm256_load_ps(acc + i * kPanel + 8 * j);
   const __m256i high = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
-  for (int64_t s = 0; s < steps; ++s, w += kPanel * 4, x += kPairs ? 8 : 4) {
-    _mm_prefetch(w + kAhead, _MM_HINT_T0);
-    _mm_prefetch(w + kAhead + 64, _MM_HINT_T0);
+  for (int64_t s = 0; s < steps; ++s, w += kPanel * 4, ahead += stream.ahead_step, x += kPairs ? 8 : 4) {
+    _mm_prefetch(ahead, _MM_HINT_T0);
+    _mm_prefetch(ahead + 64, _MM_HINT_T0);
 #pragma GCC unroll 2
     for (int half = 0; half < (kPairs ? 2 : 1); ++half) {
       __m256 v[R];
@@ -221,7 +228,8 @@ FASTPOWER_AVX2 void avx2_any(const char* x, int64_t x_stride, const char* w, int
 #endif  // __x86_64__
 
 template <bool kPairs>
-void portable_row(int64_t, const char* x, int64_t, const char* w, int64_t steps, float* acc) {
+void portable_row(int64_t, const char* x, int64_t, PanelStream stream, int64_t steps, float* acc) {
+  const char* w = stream.w;
   float sum[kPanel];
   std::memcpy(sum, acc, sizeof(sum));
   for (int64_t s = 0; s < steps; ++s, w += kPanel * 4, x += kPairs ? 8 : 4) {
@@ -242,11 +250,11 @@ void portable_row(int64_t, const char* x, int64_t, const char* w, int64_t steps,
 }
 
 // One instance of a tile kernel per number of rows, chosen by table.
-#define FASTPOWER_UP_TO_12(NAME, F)                                                                    \
-  void NAME(int64_t rows, const char* x, int64_t x_stride, const char* w, int64_t steps, float* acc) { \
-    static constexpr decltype(&F<1>) kRows[] = {F<1>, F<2>, F<3>, F<4>,  F<5>,  F<6>,                  \
-                                                F<7>, F<8>, F<9>, F<10>, F<11>, F<12>};                \
-    kRows[rows - 1](x, x_stride, w, steps, acc);                                                       \
+#define FASTPOWER_UP_TO_12(NAME, F)                                                                         \
+  void NAME(int64_t rows, const char* x, int64_t x_stride, PanelStream stream, int64_t steps, float* acc) { \
+    static constexpr decltype(&F<1>) kRows[] = {F<1>, F<2>, F<3>, F<4>,  F<5>,  F<6>,                       \
+                                                F<7>, F<8>, F<9>, F<10>, F<11>, F<12>};                     \
+    kRows[rows - 1](x, x_stride, stream, steps, acc);                                                       \
   }
 
 #if defined(__x86_64__)
@@ -255,10 +263,10 @@ FASTPOWER_UP_TO_12(run_avx512_pairs, avx512_pairs)
 FASTPOWER_UP_TO_12(run_avx512_floats, avx512_floats)
 
 template <bool kPairs>
-void run_avx2(int64_t rows, const char* x, int64_t x_stride, const char* w, int64_t steps, float* acc) {
+void run_avx2(int64_t rows, const char* x, int64_t x_stride, PanelStream stream, int64_t steps, float* acc) {
   static constexpr decltype(&avx2_any<1, kPairs>) kRows[] = {avx2_any<1, kPairs>, avx2_any<2, kPairs>,
                                                              avx2_any<3, kPairs>};
-  kRows[rows - 1](x, x_stride, w, steps, acc);
+  kRows[rows - 1](x, x_stride, stream, steps, acc);
 }
 #endif
 

@@ -8,10 +8,17 @@
 
 namespace fastpower {
 
+// Packed steps of one panel, and where to read ahead of them: `ahead_step` bytes (64 or 128) per step.
+struct PanelStream {
+  const char* w;
+  const char* ahead;
+  int64_t ahead_step;
+};
+
 // acc[i * 32 + c] += Σ_{s < steps} x_i[s] · w[s][c] for `rows` rows i, s ascending. x_stride in bytes; acc
 // 64-byte aligned.
-using LinearKernel = void (*)(int64_t rows, const char* x, int64_t x_stride, const char* w, int64_t steps,
-                              float* acc);
+using LinearKernel = void (*)(int64_t rows, const char* x, int64_t x_stride, PanelStream stream,
+                              int64_t steps, float* acc);
 
 struct LinearKernels {
   int64_t max_rows;  // of one call
