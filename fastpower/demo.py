@@ -16,8 +16,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fastpower.demo", description=__doc__)
     parser.add_argument("--problem", default=PROBLEM)
     parser.add_argument("--alpha", type=float, default=4.0)
-    parser.add_argument("--max-new-tokens", type=int, default=192)
-    parser.add_argument("--moves", type=int, default=10, help="moves per stage")
+    parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--block", type=int, default=32, help="tokens per stage")
+    parser.add_argument("--moves", type=int, default=8, help="moves per stage")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
 
@@ -28,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     prompt = f"{args.problem} {INSTRUCTION}"
     common = {"alpha": args.alpha, "max_new_tokens": args.max_new_tokens}
     plain = fastpower.generate(model, prompt, fastpower.make_sampler("plain", **common), seed=args.seed)[0]
-    sampler = fastpower.make_sampler("mh", moves=args.moves, **common)
+    sampler = fastpower.make_sampler("mh", block=args.block, moves=args.moves, **common)
     result = fastpower.generate(model, prompt, sampler, seed=args.seed, progress=True)[0]
 
     print(f"problem         {args.problem}\n")

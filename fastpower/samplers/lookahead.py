@@ -64,8 +64,7 @@ class Lookahead:
             blocks = yield from grow(chain, [x] * self.candidates, end, self.target.alpha, "candidate", step)
             kept = sorted(blocks, key=lambda block: -block.total_logp)[: self.keep]
             values = yield from future_values(chain, kept, self.target, self.rollouts, self.lookahead, step)
-            # α log p(b) − log q(b) = Σ logz over the block: without the −log q the weight is wrong.
-            gain = np.array([float(block.logz[start:, 0].sum()) for block in kept])
+            gain = np.array([block_gain(block, start, self.target.alpha) for block in kept])
             share = choose(gain, values, self.jackknife)
             index = int(np.searchsorted(np.cumsum(share), chain.uniform(Purpose.SELECT, "block", step), side="right"))
             x = kept[min(index, len(kept) - 1)]
@@ -124,6 +123,11 @@ class AuxiliaryParticles:
             if not particles.alive:
                 break
         return particles
+
+
+def block_gain(block: Record, start: int, alpha: float) -> float:
+    """α log p(b) − log q(b) of the tokens from ``start`` on, which is Σ logz: without −log q the weight is wrong."""
+    return float(block.logz[start:, 0].sum())
 
 
 def grow(

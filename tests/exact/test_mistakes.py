@@ -1,0 +1,266 @@
+"""Negative controls: every mistake found in published code, put into the real samplers, must fail the exactness test.
+
+Each control runs the code with one change and asks the very G-test (or unbiasedness test) that the right code passes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from fastpower.cuts import CutLaw, EntropyJumpCut, UniformCut
+from fastpower.decoders.base import TokenDraws
+from fastpower.decoders.toy import ToyDecoder
+from fastpower.kernels import sample_tokens
+from fastpower.outcome import Outcome
+from fastpower.record import Record
+from fastpower.samplers import Lookahead, MetropolisHastings, PowerSMC
+from fastpower.samplers.move import MoveKernel
+from fastpower.samplers.staged import extend
+from fastpower.target import PowerTarget
+
+from .enumeration import Enumeration, finite_law, g_test, toy_models, transition_matrix
+from .kernels import smc_law
+from .runs import frequencies, outcomes
+
+ALPHA = 2.5
+CHAINS = 6000
+FAILS = 1e-6  # a control must be rejected this clearly; the right code passes above 1e-3
+
+
+@pytest.fixture(scope="module")
+def models():
+    return toy_models()
+
+
+# -- acceptance ratios -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SuffixCutToProposal(MoveKernel):
+    """Only the positions that both answers have enter the ratio."""
+
+    def log_acceptance(self, x, y, plan):
+        n = min(len(x), len(y))
+        ratio = y.logz[plan.difference + 1 : n, 0].sum() - x.logz[plan.difference + 1 : n, 0].sum()
+        return float(ratio) + math.log(len(x) / len(y))
+
+
+@dataclass(frozen=True, slots=True)
+class WrongSign(MoveKernel):
+    """The proposal term is added where it has to be subtracted."""
+
+    def log_acceptance(self, x, y, plan):
+        def log_q(r):
+            return float((self.alpha * r.logp - r.logz[:, 0])[plan.cut :].sum())
+
+        target = self.alpha * (y.total_logp - x.total_logp)
+        return target + log_q(y) - log_q(x) + math.log(len(x) / len(y))
+
+
+@dataclass(frozen=True)
+class NoLengthRatio(UniformCut):
+    """Uniform cuts whose 1 / len is forgotten."""
+
+    def log_probability(self, entropy, cut, horizon):
+        return 0.0
+
+
+@dataclass(frozen=True)
+class NoJumpRatio(EntropyJumpCut):
+    """Entropy-driven cuts without their ratio."""
+
+    def log_probability(self, entropy, cut, horizon):
+        return 0.0
+
+
+@dataclass(frozen=True)
+class NeverAtZero(CutLaw):
+    """Uniform over the positions after the first."""
+
+    def probabilities(self, entropy, horizon):
+        p = np.zeros(len(entropy))
+        p[1:] = 1.0 / max(len(entropy) - 1, 1)
+        return p
+
+
+@dataclass(frozen=True)
+class WithKernel(MetropolisHastings):
+    mistake: type = MoveKernel
+
+    def kernel(self, horizon):
+        return self.mistake(ALPHA, horizon, self.cut, (ALPHA,), early_rejection=False)
+
+
+@dataclass(frozen=True)
+class EarlyReturn(MetropolisHastings):
+    """Returns at the first block that contains an EOS."""
+
+    def run(self, chain):
+        x, trace = Record.empty(chain.prompt), []
+        for stage, horizon in enumerate(self.target.stages(self.block)):
+            x = yield from extend(chain, x, horizon, self.target.alpha, stage)
+            if x.ended:
+                break
+            x = yield from self.refine(chain, x, horizon, stage, trace)
+            if x.ended:
+                break
+        return Outcome(x)
+
+
+def p_value(decoder, sampler, cut_law=None) -> float:
+    law = (cut_law or UniformCut()).probabilities
+    space, expected = finite_law(decoder, ALPHA, [2, 4], lambda s: transition_matrix(s, law), 3)
+    return g_test(frequencies(decoder, sampler, CHAINS), space.answers, expected)
+
+
+SETTINGS = {"target": PowerTarget(ALPHA, 4), "block": 2, "moves": 3}
+CONTROLS = {
+    "suffix cut to the proposal's length": (WithKernel(**SETTINGS, mistake=SuffixCutToProposal), None),
+    "wrong sign of the proposal term": (WithKernel(**SETTINGS, mistake=WrongSign), None),
+    "uniform cut without the length ratio": (MetropolisHastings(**SETTINGS, cut=NoLengthRatio()), None),
+    "entropy cut without its ratio": (MetropolisHastings(**SETTINGS, cut=NoJumpRatio()), EntropyJumpCut()),
+    "position 0 never cut": (MetropolisHastings(**SETTINGS, cut=NeverAtZero()), None),
+    "return at the first block with EOS": (EarlyReturn(**SETTINGS), None),
+}
+
+
+def test_the_right_code_passes(models):
+    assert p_value(models["eos"], MetropolisHastings(**SETTINGS)) > 1e-3
+    assert p_value(models["eos"], WithKernel(**SETTINGS)) > 1e-3
+
+
+@pytest.mark.parametrize("sampler, cut_law", CONTROLS.values(), ids=CONTROLS.keys())
+def test_a_mistake_is_caught(models, sampler, cut_law):
+    assert p_value(models["eos"], sampler, cut_law) < FAILS
+
+
+# -- proposals that lose support -------------------------------------------------------------------------------
+
+
+class Restricted(ToyDecoder):
+    """Draws from a restricted distribution while logp, logz and entropy are those of the full softmax."""
+
+    def restrict(self, logits: np.ndarray, position: int) -> np.ndarray:
+        raise TypeError
+
+    def forward(self, work, draws):
+        full = super().forward(work, draws)
+        rows = [self.restrict(self.row(self._sequences[w.sequence]).copy(), self.length(w.sequence)) for w in work]
+        out = sample_tokens(
+            torch.from_numpy(np.stack(rows)),
+            torch.from_numpy(draws.alpha),
+            torch.from_numpy(draws.exponents),
+            torch.from_numpy(draws.rows),
+            torch.from_numpy(draws.keys.view(np.int64)),
+            torch.from_numpy(draws.positions),
+        )
+        token = out.token.numpy()
+        logp = np.array(
+            [
+                self.log_probabilities(self._sequences[work[r].sequence].prefix())[t]
+                for r, t in zip(draws.rows, token, strict=True)
+            ],
+            np.float32,
+        )
+        return TokenDraws(token, logp, full.logz, full.entropy, full.status)
+
+
+class TopK(Restricted):
+    def restrict(self, logits, position):
+        logits[np.argsort(logits)[:-2]] = -np.inf
+        return logits
+
+
+class BannedEOS(Restricted):
+    def restrict(self, logits, position):
+        if position < 2:  # the prompt is one token: no EOS as the first answer token
+            logits[2] = -np.inf
+        return logits
+
+
+@pytest.mark.parametrize("cls", [TopK, BannedEOS])
+def test_a_restricted_proposal_with_a_full_target_is_caught(models, cls):
+    right = models["eos"]
+    wrong = cls(right._logits, 3, [2])
+    plain = MetropolisHastings(**SETTINGS, skip=False, early_rejection=False)
+    assert p_value(wrong, plain) < FAILS
+    smc = PowerSMC(PowerTarget(ALPHA, 3), particles=2, threshold=0.9, block=1, ramp=0)
+    space = Enumeration(right, ALPHA, 3)
+    law, _ = smc_law(space, 2, 0.9)
+    expected = np.array([law.get(x, 0.0) for x in space.answers])
+    assert g_test(frequencies(wrong, smc, 3000), space.answers, expected) < FAILS
+
+
+# -- populations -----------------------------------------------------------------------------------------------
+
+
+def z_scores(space: Enumeration, answers: list[tuple[int, ...]], z: np.ndarray) -> np.ndarray:
+    """(E[Ẑ 1{answer = x}] − Z π(x)) / standard error, per answer seen often enough."""
+    scores = []
+    for x, probability in zip(space.answers, space.pi, strict=True):
+        hits = np.array([answer == x for answer in answers])
+        if hits.sum() < 20:
+            continue
+        values = z * hits
+        error = values.std(ddof=1) / math.sqrt(len(values))
+        scores.append((values.mean() - probability * math.exp(space.log_norm)) / error)
+    return np.array(scores)
+
+
+def test_islands_are_properly_weighted_and_pooling_them_equally_is_caught(models):
+    decoder = models["modes"]
+    space = Enumeration(decoder, ALPHA, 3)
+    common = {"particles": 1, "threshold": 1.0, "block": 1, "ramp": 0}
+    runs = outcomes(decoder, PowerSMC(PowerTarget(ALPHA, 3), islands=2, **common), 4000)
+    z = np.exp([run.diagnostics["log_z"] for run in runs])
+    assert np.abs(z_scores(space, [tuple(run.record.tokens) for run in runs], z)).max() < 4.0
+    single = outcomes(decoder, PowerSMC(PowerTarget(ALPHA, 3), **common), 8000)
+    pairs = list(zip(single[::2], single[1::2], strict=True))
+    pooled = np.array([(math.exp(a.diagnostics["log_z"]) + math.exp(b.diagnostics["log_z"])) / 2 for a, b in pairs])
+    assert np.abs(z_scores(space, [tuple(a.record.tokens) for a, _ in pairs], pooled)).max() > 6.0
+
+
+@pytest.mark.parametrize("mistake, schedule", [("no_reset", ()), ("no_boundary", ((0, 1.0), (1, ALPHA)))])
+def test_the_code_does_not_follow_the_law_of_mistaken_weights(models, mistake, schedule):
+    space = Enumeration(models["modes"], ALPHA, 3)
+    sampler = PowerSMC(PowerTarget(ALPHA, 3, schedule), particles=2, threshold=1.0, block=1, ramp=0)
+    counts = frequencies(models["modes"], sampler, CHAINS)
+    laws = [smc_law(space, 2, 1.0, schedule=dict(schedule) or None, mistake=which)[0] for which in ("", mistake)]
+    right, wrong = (g_test(counts, space.answers, np.array([law.get(x, 0.0) for x in space.answers])) for law in laws)
+    assert right > 1e-3 and wrong < FAILS
+
+
+def test_block_scores_without_the_proposal_are_far_from_the_power_distribution(models, monkeypatch):
+    """SPS is approximate, but close with one block and many candidates; without −log q it is not."""
+    space = Enumeration(models["modes"], ALPHA, 3)
+    sampler = Lookahead(PowerTarget(ALPHA, 3), block=3, candidates=24, keep=24, rollouts=1, lookahead=1)
+
+    def distance(counts: Counter) -> float:
+        total = sum(counts.values())
+        return 0.5 * sum(abs(counts[x] / total - p) for x, p in zip(space.answers, space.pi, strict=True))
+
+    right = distance(frequencies(models["modes"], sampler, 1500))
+    import fastpower.samplers.lookahead as module
+
+    exact = module.block_gain
+    monkeypatch.setattr(module, "block_gain", lambda block, start, alpha: alpha * float(block.logp[start:].sum()))
+    wrong = distance(frequencies(models["modes"], sampler, 1500))
+    assert exact is not module.block_gain
+    assert right < 0.08 < 0.15 < wrong
+
+
+# -- tokens ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.model
+def test_text_does_not_round_trip_so_answers_stay_token_ids(smollm2):
+    """Decoding an answer and encoding the text again gives other tokens, hence another log p: records keep ids."""
+    _, tokenizer = smollm2
+    ids = tokenizer.encode("un", add_special_tokens=False) + tokenizer.encode("believable", add_special_tokens=False)
+    assert tokenizer.encode(tokenizer.decode(ids), add_special_tokens=False) != ids
