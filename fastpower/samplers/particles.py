@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from fastpower.chain import Chain
+from fastpower.kernels import resample
 from fastpower.random import Purpose, uniforms
 from fastpower.record import Record
 from fastpower.requests import Rollout, Suffix
@@ -74,8 +75,6 @@ class Particles:
 
 def ancestors(log_weights: Array, scheme: str, key: int, step: int) -> list[int]:
     """Ancestor indices (N,) by the given scheme, keyed by (key, step)."""
-    from fastpower.kernels import resample
-
     n = len(log_weights)
     count = 1 if scheme == "systematic" else n
     u = torch.from_numpy(uniforms(key, step * n, count, Purpose.RESAMPLE))

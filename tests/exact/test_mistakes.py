@@ -113,6 +113,18 @@ class EarlyReturn(MetropolisHastings):
         return Outcome(x)
 
 
+def branches() -> ToyDecoder:
+    """One first token opens a wide choice, the other none: the cut law of an answer depends on it strongly."""
+    off = -math.inf
+
+    def logits(prefix):
+        if len(prefix) == 1:
+            return [0.0, 0.0, off, off, off]
+        return [off, 0.0, 0.1, -0.1, 0.2] if prefix[1] == 0 else [off, off, 0.0, off, off]
+
+    return ToyDecoder(logits, 5, [])
+
+
 def p_value(decoder, sampler, cut_law=None) -> float:
     law = (cut_law or UniformCut()).probabilities
     space, expected = finite_law(decoder, ALPHA, [2, 4], lambda s: transition_matrix(s, law), 3)
@@ -124,7 +136,6 @@ CONTROLS = {
     "suffix cut to the proposal's length": (WithKernel(**SETTINGS, mistake=SuffixCutToProposal), None),
     "wrong sign of the proposal term": (WithKernel(**SETTINGS, mistake=WrongSign), None),
     "uniform cut without the length ratio": (MetropolisHastings(**SETTINGS, cut=NoLengthRatio()), None),
-    "entropy cut without its ratio": (MetropolisHastings(**SETTINGS, cut=NoJumpRatio()), EntropyJumpCut()),
     "position 0 never cut": (MetropolisHastings(**SETTINGS, cut=NeverAtZero()), None),
     "return at the first block with EOS": (EarlyReturn(**SETTINGS), None),
 }
@@ -138,6 +149,18 @@ def test_the_right_code_passes(models):
 @pytest.mark.parametrize("sampler, cut_law", CONTROLS.values(), ids=CONTROLS.keys())
 def test_a_mistake_is_caught(models, sampler, cut_law):
     assert p_value(models["eos"], sampler, cut_law) < FAILS
+
+
+def test_an_entropy_cut_without_its_ratio_is_caught():
+    alpha = 1.2  # where moves in both directions are frequent
+    space, law = finite_law(
+        branches(), alpha, [3], lambda s: transition_matrix(s, EntropyJumpCut().probabilities), SETTINGS["moves"]
+    )
+    options = {"target": PowerTarget(alpha, 3), "block": 3, "moves": 3, "early_rejection": False}
+    right = MetropolisHastings(**options, cut=EntropyJumpCut())
+    wrong = MetropolisHastings(**options, cut=NoJumpRatio())
+    assert g_test(frequencies(branches(), right, CHAINS), space.answers, law) > 1e-3
+    assert g_test(frequencies(branches(), wrong, CHAINS), space.answers, law) < FAILS
 
 
 # -- proposals that lose support -------------------------------------------------------------------------------
@@ -213,14 +236,14 @@ def z_scores(space: Enumeration, answers: list[tuple[int, ...]], z: np.ndarray) 
     return np.array(scores)
 
 
-def test_islands_are_properly_weighted_and_pooling_them_equally_is_caught(models):
-    decoder = models["modes"]
-    space = Enumeration(decoder, ALPHA, 3)
-    common = {"particles": 1, "threshold": 1.0, "block": 1, "ramp": 0}
-    runs = outcomes(decoder, PowerSMC(PowerTarget(ALPHA, 3), islands=2, **common), 4000)
+def test_islands_are_properly_weighted_and_pooling_them_equally_is_caught():
+    alpha = 1.5
+    space = Enumeration(branches(), alpha, 3)
+    common = {"particles": 1, "block": 1, "ramp": 0}
+    runs = outcomes(branches(), PowerSMC(PowerTarget(alpha, 3), islands=2, **common), 1500)
     z = np.exp([run.diagnostics["log_z"] for run in runs])
     assert np.abs(z_scores(space, [tuple(run.record.tokens) for run in runs], z)).max() < 4.0
-    single = outcomes(decoder, PowerSMC(PowerTarget(ALPHA, 3), **common), 8000)
+    single = outcomes(branches(), PowerSMC(PowerTarget(alpha, 3), **common), 3000)
     pairs = list(zip(single[::2], single[1::2], strict=True))
     pooled = np.array([(math.exp(a.diagnostics["log_z"]) + math.exp(b.diagnostics["log_z"])) / 2 for a, b in pairs])
     assert np.abs(z_scores(space, [tuple(a.record.tokens) for a, _ in pairs], pooled)).max() > 6.0
@@ -230,7 +253,7 @@ def test_islands_are_properly_weighted_and_pooling_them_equally_is_caught(models
 def test_the_code_does_not_follow_the_law_of_mistaken_weights(models, mistake, schedule):
     space = Enumeration(models["modes"], ALPHA, 3)
     sampler = PowerSMC(PowerTarget(ALPHA, 3, schedule), particles=2, threshold=1.0, block=1, ramp=0)
-    counts = frequencies(models["modes"], sampler, CHAINS)
+    counts = frequencies(models["modes"], sampler, 3000)
     laws = [smc_law(space, 2, 1.0, schedule=dict(schedule) or None, mistake=which)[0] for which in ("", mistake)]
     right, wrong = (g_test(counts, space.answers, np.array([law.get(x, 0.0) for x in space.answers])) for law in laws)
     assert right > 1e-3 and wrong < FAILS
