@@ -59,6 +59,17 @@ struct Weights {
   }
 };
 
+// What the draws of a row work with; kept by every thread, since small rows come by the thousand.
+struct Scratch {
+  Weights whole, rest;  // of a block as it is, of the excluded token's block without it
+  std::vector<double> mass, rest_mass;
+};
+
+Scratch& scratch() {
+  thread_local Scratch mine;
+  return mine;
+}
+
 // All draws of one row.
 class RowDraws {
  public:
@@ -70,41 +81,46 @@ class RowDraws {
         alpha_(alpha),
         partials_(partials),
         partial_(partial),
-        mass_index_(mass_index) {
-    mass_.resize(logits.blocks());
-    total_ = weigh_blocks(m, -1, mass_.data());
+        mass_index_(mass_index),
+        blocks_(logits.blocks()),
+        scratch_(scratch()) {
+    scratch_.whole.block = -1;
+    scratch_.mass.resize(blocks_);
+    scratch_.rest_mass.resize(blocks_);
+    total_ = weigh_blocks(m, -1, scratch_.mass.data());
   }
 
   int64_t draw(uint64_t key, int64_t position, int64_t exclude) {
     const auto word = philox4x32(key, {static_cast<uint32_t>(position), 0, 0, 0});
     const double u0 = uniform32(word[0]), u1 = uniform32(word[1]);
-    if (exclude < 0) {
-      const int64_t block = choose(mass_.data(), logits_.blocks(), u0 * total_, 0.0, nullptr);
-      if (whole_.block != block) whole_.compute(logits_, row_, block, -1, alpha_);
-      return whole_.draw(u1);
-    }
+    if (exclude < 0) return from_whole(choose(scratch_.mass.data(), blocks_, u0 * total_, 0.0, nullptr), u1);
     // Everything relative to the largest logit that is left: it may be far below the excluded one.
     const int64_t home = exclude / kBlock;
-    rest_.compute(logits_, row_, home, exclude % kBlock, alpha_);
-    double m = rest_.m;
-    for (int64_t b = 0; b < logits_.blocks(); ++b)
+    Weights& rest = scratch_.rest;
+    rest.compute(logits_, row_, home, exclude % kBlock, alpha_);
+    double m = rest.m;
+    for (int64_t b = 0; b < blocks_; ++b)
       if (b != home) m = std::max(m, partials_[b * partial_]);
     if (m == -kInf) return -1;
-    rest_mass_.resize(logits_.blocks());
-    const double total = weigh_blocks(m, home, rest_mass_.data());
-    const int64_t block = choose(rest_mass_.data(), logits_.blocks(), u0 * total, 0.0, nullptr);
-    if (block == home) return rest_.draw(u1);
-    if (whole_.block != block) whole_.compute(logits_, row_, block, -1, alpha_);
-    return whole_.draw(u1);
+    const double total = weigh_blocks(m, home, scratch_.rest_mass.data());
+    const int64_t block = choose(scratch_.rest_mass.data(), blocks_, u0 * total, 0.0, nullptr);
+    return block == home ? rest.draw(u1) : from_whole(block, u1);
   }
 
  private:
-  // Block masses relative to m, `home` taken from rest_; returns their sum.
+  int64_t from_whole(int64_t block, double u) {
+    Weights& whole = scratch_.whole;
+    if (whole.block != block) whole.compute(logits_, row_, block, -1, alpha_);
+    return whole.draw(u);
+  }
+
+  // Block masses relative to m, `home` taken from the rest; returns their sum.
   double weigh_blocks(double m, int64_t home, double* mass) const {
+    const Weights& rest = scratch_.rest;
     double total = 0;
-    for (int64_t b = 0; b < logits_.blocks(); ++b) {
-      const double top = b == home ? rest_.m : partials_[b * partial_];
-      const double sum = b == home ? rest_.total : partials_[b * partial_ + mass_index_];
+    for (int64_t b = 0; b < blocks_; ++b) {
+      const double top = b == home ? rest.m : partials_[b * partial_];
+      const double sum = b == home ? rest.total : partials_[b * partial_ + mass_index_];
       const double d = top - m;
       mass[b] = top == -kInf ? 0 : d == 0 ? sum : sum * std::exp(static_cast<double>(alpha_) * d);
       total += mass[b];
@@ -116,15 +132,14 @@ class RowDraws {
   int64_t row_;
   float alpha_;
   const double* partials_;
-  int64_t partial_, mass_index_;
-  std::vector<double> mass_, rest_mass_;
+  int64_t partial_, mass_index_, blocks_;
+  Scratch& scratch_;
   double total_;
-  Weights whole_, rest_;
 };
 
-// Calls fn(row) for all rows once the partials of that row are complete. Many rows: a task is some whole
-// rows. Few rows: a task is some blocks. Either way every block is computed alone and merged in order, so
-// bits do not change.
+// Calls block_fn for every block and row_fn for every row once its blocks are done. Many rows: a task is some
+// whole rows. Few rows: a task is some blocks. Either way every block is computed alone and merged in order,
+// so bits do not change.
 template <class Block, class Row>
 void for_rows(const Logits& logits, const Block& block_fn, const Row& row_fn) {
   constexpr int64_t kEntriesPerTask = 1 << 15;

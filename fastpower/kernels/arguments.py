@@ -23,11 +23,13 @@ def check_tensor(
     """
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(value).__name__}")
+    sizes = value.shape
+    if value.dtype in dtypes and sizes == shape and (device is None or value.device == device):
+        return
     if value.dtype not in dtypes:
         wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         got = str(value.dtype).removeprefix("torch.")
         raise TypeError(f"{op}: {name} must be {wanted}, got {got}; convert it with {name}.to(...)")
-    sizes = value.shape
     if len(sizes) != len(shape) or any(
         wanted != got for wanted, got in zip(shape, sizes, strict=True) if not isinstance(wanted, str)
     ):
