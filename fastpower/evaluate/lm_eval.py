@@ -64,7 +64,7 @@ class FastpowerLM(LM):  # type: ignore[misc]
         if isinstance(pretrained, LanguageModel):
             self.model = pretrained
         elif pretrained is None or isinstance(pretrained, str):
-            self.model = load(pretrained, dtype=dtype, device=None if device == "cpu" else device)
+            self.model = load(pretrained, dtype=dtype, device=_device(device))
         else:
             self.model = load(pretrained, tokenizer)
 
@@ -178,6 +178,15 @@ class FastpowerLM(LM):  # type: ignore[misc]
                 best = score.logz[start - 1 : len(score.logp), 0] / _SHARP
                 results.append((float(logp.sum()), bool((logp >= best - _TIE).all())))
         return results
+
+
+def _device(name: str | None) -> str | None:
+    """The harness asks for ``cuda`` unless told otherwise, GPU or not."""
+    import torch
+
+    if name is None or name == "cpu" or (name.startswith("cuda") and not torch.cuda.is_available()):
+        return None
+    return name
 
 
 def _until(text: str, options: Mapping[str, Any]) -> str:

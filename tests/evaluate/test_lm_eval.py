@@ -100,3 +100,12 @@ def test_wrong_settings_and_long_prompts_are_refused() -> None:
     small.decoder.max_length = 6
     with pytest.raises(PromptTooLong, match="'toy' has 2 tokens"):
         FastpowerLM(small).generate_until([_request("generate_until", "1 2", {"max_gen_toks": 8})], disable_tqdm=True)
+
+
+def test_the_harness_default_device_is_the_cpu_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("fastpower.evaluate.lm_eval.load", lambda *a, **k: asked.append(k["device"]) or toy_model())
+    FastpowerLM("some/model", device="cuda")
+    FastpowerLM("some/model", device="cuda:0")
+    assert asked == [None, None]
