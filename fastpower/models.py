@@ -91,6 +91,8 @@ def load_model(
                 f"model {str(name_or_path)!r} is neither a local folder or file, nor a packaged model "
                 f"({', '.join(model.name for model in PACKAGED_MODELS)}), nor could it be had from the hub: {error}"
             ) from error
+    if source.gguf_file is not None:
+        _special_tokens_of_model(tokenizer, model.config)
     model.eval()
     return (model if device is None else model.to(device)), tokenizer
 
@@ -218,6 +220,7 @@ def _export(model: PackagedModel, files: list[Path], target: Path) -> None:
     where: dict[str, Any] = {"gguf_file": source.name, "local_files_only": True}
     tokenizer = AutoTokenizer.from_pretrained(source.parent, **where)
     weights = AutoModelForCausalLM.from_pretrained(source.parent, dtype="float32", **where)
+    _special_tokens_of_model(tokenizer, weights.config)
     # The weights are plain now; with these marks save_pretrained would refuse to write them.
     weights.config.__dict__.pop("quantization_config", None)
     weights.hf_quantizer, weights.is_quantized = None, False
@@ -226,6 +229,15 @@ def _export(model: PackagedModel, files: list[Path], target: Path) -> None:
     tokenizer.save_pretrained(target)
     if len(files) > 1:
         source.unlink()
+
+
+def _special_tokens_of_model(tokenizer: Any, config: Any) -> None:
+    """Some versions of transformers guess a GGUF tokenizer's first and last token; the model's configuration has them
+    from the file. A wrong one would end answers at the wrong token."""
+    for name in ("bos", "eos"):
+        token = getattr(config, f"{name}_token_id", None)
+        if isinstance(token, int) and getattr(tokenizer, f"{name}_token_id") != token:
+            setattr(tokenizer, f"{name}_token", tokenizer.convert_ids_to_tokens(token))
 
 
 def _chat_tokens(tokenizer: Any, messages: list[Any]) -> list[int]:

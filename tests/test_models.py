@@ -24,7 +24,7 @@ def tiny_gguf(tmp_path):
     gguf = pytest.importorskip("gguf")
     path, rng = tmp_path / "tiny.gguf", np.random.default_rng(0)
     hidden, heads, kv_heads, inner = 24, 4, 2, 40
-    tokens = ["<s>", "</s>", *(chr(c) for c in range(ord("!"), ord("~") + 1)), "ab"]
+    tokens = ["<s>", "</s>", *(chr(c) for c in range(ord("!"), ord("~") + 1)), "ab", "cd"]
     vocab = len(tokens)
     head = hidden // heads
     writer = gguf.GGUFWriter(str(path), "llama")
@@ -44,7 +44,7 @@ def tiny_gguf(tmp_path):
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(tokens)
     writer.add_token_types([3, 3] + [1] * (vocab - 2))
-    writer.add_token_merges(["a b"])
+    writer.add_token_merges(["a b", "c d"])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
 

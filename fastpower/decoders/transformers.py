@@ -324,18 +324,26 @@ class TransformersDecoder:
 
     @contextmanager
     def _paged_attention(self) -> Iterator[None]:
-        own = [config._attn_implementation_internal for config in self._configs]
-        for config in self._configs:
-            config._attn_implementation_internal = ATTENTION
+        """The model's attention over pages and, for "packed" modules, its products exchanged."""
         if self._acceleration is not None:
             self._acceleration.resume()
         try:
-            yield
+            with self._attention(ATTENTION):
+                yield
         finally:
             if self._acceleration is not None:
                 self._acceleration.pause()
-            for config, name in zip(self._configs, own, strict=True):
-                config._attn_implementation_internal = name
+
+    @contextmanager
+    def _attention(self, name: str) -> Iterator[None]:
+        own = [config._attn_implementation_internal for config in self._configs]
+        for config in self._configs:
+            config._attn_implementation_internal = name
+        try:
+            yield
+        finally:
+            for config, before in zip(self._configs, own, strict=True):
+                config._attn_implementation_internal = before
 
     def _verify(self) -> None:
         """Two ragged sequences in chunks and single tokens, against the model's own attention on each alone.
@@ -361,7 +369,8 @@ class TransformersDecoder:
             for sequence in sequences:
                 self.free(sequence)
         for text, logits in zip(texts, (ends[2][0], ends[1][1]), strict=True):
-            with torch.inference_mode():
+            # "eager" is every model's definition of its attention; "sdpa" of some versions drops the soft cap
+            with torch.inference_mode(), self._attention("eager"):
                 ids = torch.tensor([text], device=self.layout.device)
                 own = self.model(input_ids=ids, use_cache=False).logits[0, -1]
             scale = float(own.abs().max())

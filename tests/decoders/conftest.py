@@ -50,7 +50,9 @@ ARCHITECTURES = {
 def build(config: hf.PreTrainedConfig, seed: int = 0) -> hf.PreTrainedModel:
     """A model whose logits spread over a few nats and whose attention is far from uniform."""
     torch.manual_seed(seed)
-    model = hf.AutoModelForCausalLM.from_config(config).eval()
+    # transformers 5.17 runs soft-capped attention through "sdpa", which drops the cap
+    attention = "eager" if getattr(config, "attn_logit_softcapping", None) else None
+    model = hf.AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
