@@ -75,7 +75,8 @@ struct Simd {
   }
   // rows[k] holds the words d = 0 .. kWidth - 1 of key k: writes word d of the keys to out[d * stride ...].
   static void transpose(const F* rows, float* out, int stride, int n) {
-    for (int d = 0; d < n; ++d) store(out + d * stride, F{rows[0][d], rows[1][d], rows[2][d], rows[3][d]});
+    for (int d = 0; d < kWidth && d < n; ++d)
+      store(out + d * stride, F{rows[0][d], rows[1][d], rows[2][d], rows[3][d]});
   }
   template <class T>
   static constexpr int block() {
