@@ -58,6 +58,14 @@ class FlushSubnormals {
 struct FlushSubnormals {};
 #endif
 
+// Inlined come what may, except under the sanitizers, whose checks in every copy would take minutes to
+// compile.
+#if defined(__SANITIZE_ADDRESS__)
+#define FASTPOWER_ALWAYS_INLINE inline
+#else
+#define FASTPOWER_ALWAYS_INLINE inline __attribute__((always_inline))
+#endif
+
 namespace portable {
 #define FASTPOWER_TARGET
 #include "cpu/simd_portable.inl"

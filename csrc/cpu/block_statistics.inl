@@ -2,7 +2,7 @@
 // from simd_<isa>.inl, FASTPOWER_TARGET is the ISA's target attribute. Four vectors are in flight at a time,
 // held in named variables: arrays of vectors end up on the stack.
 
-#define FASTPOWER_INLINE FASTPOWER_TARGET inline __attribute__((always_inline))
+#define FASTPOWER_INLINE FASTPOWER_TARGET FASTPOWER_ALWAYS_INLINE
 
 constexpr int kGroup = 4 * kWidth;
 static_assert(kChunk % kGroup == 0, "a chunk is a whole number of groups");

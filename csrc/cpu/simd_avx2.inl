@@ -1,6 +1,6 @@
 // Eight floats. The same names are defined by every simd_*.inl; see block_statistics.inl for their use.
 
-#define FASTPOWER_INLINE FASTPOWER_TARGET inline __attribute__((always_inline))
+#define FASTPOWER_INLINE FASTPOWER_TARGET FASTPOWER_ALWAYS_INLINE
 
 using Vec = __m256;
 using Mask = __m256;

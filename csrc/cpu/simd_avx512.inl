@@ -1,6 +1,6 @@
 // Sixteen floats. The same names are defined by every simd_*.inl; see block_statistics.inl for their use.
 
-#define FASTPOWER_INLINE FASTPOWER_TARGET inline __attribute__((always_inline))
+#define FASTPOWER_INLINE FASTPOWER_TARGET FASTPOWER_ALWAYS_INLINE
 
 using Vec = __m512;
 using Mask = __mmask16;
