@@ -26,6 +26,15 @@ lint: $(VENV)/installed
 types: $(VENV)/installed
 	$(BIN)/mypy
 
+# The whole package built once more with sanitizers, and the tests that need no torch run on that build.
+SANITIZED := build/sanitize
+sanitize: $(VENV)/installed
+	FASTPOWER_SANITIZE=1 $(BIN)/python setup.py -q build --build-base $(SANITIZED) --build-lib $(SANITIZED)/lib
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so) $$(gcc -print-file-name=libstdc++.so)" \
+	PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=1 UBSAN_OPTIONS=print_stacktrace=1 \
+	LSAN_OPTIONS=suppressions=tests/native/leaks.supp:print_suppressions=0 \
+	$(BIN)/python -m pytest -p no:cacheprovider -o pythonpath="$(SANITIZED)/lib ." tests/native
+
 bench: $(VENV)/installed
 	$(BIN)/python -m pytest bench $(PYTEST_ARGS)
 
@@ -40,6 +49,6 @@ $(VENV)/dependencies: pyproject.toml $(VENV)/python
 	$(BIN)/pip install --quiet setuptools pybind11 clang-format
 	touch $@
 
-$(VENV)/installed: $(VENV)/dependencies setup.py $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h)
+$(VENV)/installed: $(VENV)/dependencies setup.py $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h csrc/cpu/*.inl)
 	$(BIN)/pip install --quiet --no-build-isolation --editable ".[demo,triton,eval,plots,test,bench]"
 	touch $@
