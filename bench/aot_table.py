@@ -188,7 +188,7 @@ def resample_specs(k):
     yield Spec(
         "resample.search",
         kernels.search_kernel,
-        dict(running_ptr="*fp64", copies_ptr="*fp64", uniforms_ptr="*fp64", index_ptr="*i64", N="i32"),
+        dict(running_ptr="*fp64", copies_ptr="*fp64", ess_ptr="*fp64", uniforms_ptr="*fp64", index_ptr="*i64", N="i32"),
         dict(SCHEME=3, STEPS=11, BLOCK=kernels.BLOCK),
         dict(num_warps=4),
     )

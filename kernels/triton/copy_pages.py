@@ -66,7 +66,9 @@ def copy_pages(k_cache, v_cache, source, target, tokens):
     if C == 0 or L == 0 or H * D == 0:
         return
     words = [cache.flatten(2) for cache in (k_cache, v_cache)]
-    if H * D * k_cache.element_size() % 4 == 0 and k_cache.element_size() < 4:
+    ratio = 4 // k_cache.element_size()
+    sizes = [n for cache in words for n in (H * D, cache.storage_offset(), *cache.stride()[:2])]
+    if ratio > 1 and all(n % ratio == 0 for n in sizes):
         words = [cache.view(WIDE) for cache in words]
     page = words[0].shape[2]
     block = min(BLOCK, triton.next_power_of_2(page))

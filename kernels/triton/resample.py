@@ -14,7 +14,8 @@ Ancestor k is the first index with C_i > t_k Σ w (never one of zero weight), wh
 
 The first launch writes the running sums of a row in chunks of 1024, the second finds ancestors by binary search. A
 parallel scan is not monotone in its last bits; the running maximum over entries with weight makes it so, and leaves
-entries without weight equal to their predecessors, so that none of them can be found.
+entries without weight equal to their predecessors, so that none of them can be found. A row without any weight has
+ancestors −1, ess 0 and log_mean −inf.
 """
 
 from typing import NamedTuple
@@ -82,7 +83,7 @@ def weights_kernel(
         mask = start + o < N
         b_w = tl.exp(tl.load(p_row + start + o, mask=mask, other=float("-inf")) - m_safe)
         if RESIDUAL:
-            b_expected = N * (b_w / total)
+            b_expected = N * (b_w / tl.where(total > 0.0, total, 1.0))
             b_whole = tl.floor(b_expected)
             b_w = b_expected - b_whole
             b_copies = copies + tl.cumsum(b_whole, axis=0)
@@ -111,6 +112,7 @@ def first_above(p_running, b_threshold, N, STEPS: tl.constexpr, BLOCK: tl.conste
 def search_kernel(
     running_ptr,  # (rows, N) float64
     copies_ptr,  # (rows, N) float64, residual only
+    ess_ptr,  # (rows,) float64: 0 for a row without weight
     uniforms_ptr,  # (rows, 1) for systematic, else (rows, N) float64
     index_ptr,  # (rows, N) int64 out
     N,
@@ -141,7 +143,8 @@ def search_kernel(
     if SCHEME == 3:
         b_whole = first_above(copies_ptr + i_row * N, o.to(tl.float64), N, STEPS, BLOCK)
         b_index = tl.where(o < whole, b_whole, b_index)
-    tl.store(index_ptr + i_row * N + o, tl.minimum(b_index, N - 1).to(tl.int64), mask=mask)
+    b_index = tl.where(tl.load(ess_ptr + i_row) > 0.0, tl.minimum(b_index, N - 1), -1)
+    tl.store(index_ptr + i_row * N + o, b_index.to(tl.int64), mask=mask)
 
 
 def resample(log_weights, uniforms, *, scheme="systematic"):
@@ -165,7 +168,7 @@ def resample(log_weights, uniforms, *, scheme="systematic"):
             *(log_weights, running, copies, ess, log_mean, N), **dict(RESIDUAL=residual, BLOCK=block, num_warps=4)
         )
         search_kernel[(rows, triton.cdiv(N, block))](
-            *(running, copies, uniforms, index, N),
+            *(running, copies, ess, uniforms, index, N),
             **dict(SCHEME=SCHEMES.index(scheme), STEPS=N.bit_length(), BLOCK=block, num_warps=4),
         )
     return Ancestors(index, ess, log_mean)

@@ -8,7 +8,7 @@ from fastpower.kernels import copy_pages
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("shape", [(16, 3, 80), (5, 1, 8), (16, 9, 128)], ids=str)
+@pytest.mark.parametrize("shape", [(16, 3, 80), (5, 1, 8), (4, 3, 5)], ids=str)
 def test_caches_are_those_of_the_reference(dtype, shape):
     """All bit patterns, NaNs included; whole, partial and empty copies."""
     g = torch.Generator().manual_seed(4)
