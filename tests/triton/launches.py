@@ -1,0 +1,86 @@
+"""Every launcher, up to the launch: arguments are bound and specialised as on a device and compiled for sm_90.
+
+    python tests/triton/launches.py
+
+The ahead-of-time table compiles signatures that it states itself; this takes them from the launchers' own calls, with
+sizes of 1 turned into constants and addresses divisible by 16. A driver without a device stands in for CUDA's. Prints
+the kernels compiled. Run by tests/test_triton.py in a process of its own.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
+
+
+class NoDevice:
+    """What JITFunction.run asks of a driver before it launches."""
+
+    def get_current_target(self):
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device=None):
+        return 0
+
+    def get_active_torch_device(self):
+        return torch.device("cpu")
+
+
+def main():
+    from aot_table import load_kernels
+
+    from tests.kernels.paging_inputs import make_case as make_paged
+    from tests.kernels.sampling_inputs import make_case
+
+    driver.set_active(NoDevice())
+    compiled = []
+    run = triton.JITFunction.run
+
+    def compile_only(self, *args, grid, warmup, **options):
+        compiled.append(self.__name__)
+        return run(self, *args, grid=grid, warmup=True, **options)
+
+    triton.JITFunction.run = compile_only
+    k = load_kernels()
+    for rows in (1, 3):
+        case = make_case(rows=rows, vocab=5003, draws=rows)
+        k["sample_tokens"].sample_tokens(*case)
+        k["sample_tokens"].sample_tokens(*case._replace(exclude=torch.zeros(rows, dtype=torch.int64)))
+        k["score_tokens"].score_tokens(case.logits, torch.zeros(rows, dtype=torch.int64), case.exponents)
+    attend = k["paged_attention"].paged_attention
+    one, many = make_paged([1], kv_heads=1, q_heads=1), make_paged([300, 530], [1, 2], shared_tokens=272)
+    shared = torch.tensor([0, 2], dtype=torch.int32), torch.tensor([17], dtype=torch.int32)
+    for options in ({}, {"window": 1}, {"window": 40, "softcap": 2.0}, {"shared": shared}):
+        attend(*many, **options)
+    attend(*one)
+    attend(*many, ancestors=torch.ones(3, dtype=torch.int64))
+    caches = torch.zeros(2, 2, 4, 16, 1, 8, dtype=torch.bfloat16)
+    key = torch.zeros(1, 1, 8, dtype=torch.bfloat16)
+    zero = torch.zeros(1, dtype=torch.int64)
+    k["append_kv"].append_kv(key, key, caches[0, 0], caches[1, 0], zero)
+    k["copy_pages"].copy_pages(*caches, zero, zero + 1, zero)
+    for scheme in k["resample"].SCHEMES:
+        for n in (1, 1500):
+            uniforms = torch.zeros(1 if scheme == "systematic" else n, dtype=torch.float64)
+            k["resample"].resample(torch.zeros(n, dtype=torch.float64), uniforms, scheme=scheme)
+    for rows in (1, 3):
+        books, plan = k["page_books"].page_books(rows, rows, 4, "cpu"), torch.zeros(rows, dtype=torch.int32)
+        k["page_books"].assign(books, plan, plan, plan, 16)
+        k["page_books"].reserve(books, plan, 1)
+    print(*sorted(set(compiled)))
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory(prefix="triton_launches_") as cache:
+        triton.knobs.cache.dir = cache
+        main()
