@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 CLANG_FORMAT ?= 23.1.5
 PYTEST_ARGS ?=
 
-.PHONY: demo test slow lint types sanitize bench docs clean
+.PHONY: demo test slow lint types sanitize bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
