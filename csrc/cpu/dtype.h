@@ -78,7 +78,8 @@ inline void from_float(float x, float16* out) {
     out->bits = sign | 0x7e00u;
   } else if (bits >= 0x477ff000u) {  // rounds to 2^16 or more
     out->bits = sign | 0x7c00u;
-  } else if (bits < 0x38800000u) {  // subnormal: adding 2^-1 puts the units of 2^-24 into the last bits, rounded
+  } else if (bits <
+             0x38800000u) {  // subnormal: adding 2^-1 puts the units of 2^-24 into the last bits, rounded
     float f;
     std::memcpy(&f, &bits, 4);
     f += 0.5f;

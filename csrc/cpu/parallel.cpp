@@ -128,8 +128,8 @@ std::atomic<int> g_threads{0};
 std::atomic<Pool*> g_pool{nullptr};
 thread_local bool t_inside = false;
 
-// Leaked on purpose: detached workers may outlive static destructors. After fork() the child has no workers, so it
-// starts a new pool.
+// Leaked on purpose: detached workers may outlive static destructors. After fork() the child has no workers,
+// so it starts a new pool.
 Pool& pool() {
   static std::once_flag once;
   std::call_once(once, [] {
