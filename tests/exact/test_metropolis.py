@@ -15,7 +15,7 @@ from .enumeration import Enumeration, finite_law, g_test, toy_models, transition
 from .runs import frequencies, outcomes
 
 MODELS = ["eos", "no_eos", "deterministic", "zero", "modes"]
-CHAINS = 6000
+CHAINS = 3000
 uniform = UniformCut().probabilities
 
 

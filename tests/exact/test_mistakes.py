@@ -29,7 +29,7 @@ from .kernels import smc_law
 from .runs import frequencies, outcomes
 
 ALPHA = 2.5
-CHAINS = 6000
+CHAINS = 4000
 FAILS = 1e-6  # a control must be rejected this clearly; the right code passes above 1e-3
 
 

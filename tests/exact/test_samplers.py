@@ -33,7 +33,7 @@ from .runs import frequencies, outcomes
 
 MODELS = ["eos", "no_eos", "deterministic", "zero", "modes"]
 ALPHA = 2.5
-CHAINS = 4000
+CHAINS = 2000
 CUTS = {
     "uniform": UniformCut(),
     "fixed_horizon": FixedHorizonCut(),
@@ -244,7 +244,7 @@ def test_smc_code_follows_its_exact_law(models, name, schedule):
 def test_code_evidence_is_unbiased(models, scheme):
     space = Enumeration(models["eos"], ALPHA, 4)
     sampler = PowerSMC(PowerTarget(ALPHA, 4), particles=4, threshold=0.8, block=2, ramp=2, scheme=scheme)
-    runs = outcomes(models["eos"], sampler, 1500)
+    runs = outcomes(models["eos"], sampler, 1000)
     z = np.exp([run.diagnostics["log_z"] for run in runs])
     error = z.std(ddof=1) / math.sqrt(len(z))
     assert abs(z.mean() - math.exp(space.log_norm)) < 4 * error
@@ -260,7 +260,7 @@ def test_code_evidence_is_unbiased(models, scheme):
 )
 def test_particle_kernels_reach_the_power_distribution_with_two_particles(models, sampler):
     space = Enumeration(models["eos"], ALPHA, 2)
-    assert g_test(frequencies(models["eos"], sampler, 1500), space.answers, space.pi) > 1e-3
+    assert g_test(frequencies(models["eos"], sampler, 800), space.answers, space.pi) > 1e-3
 
 
 @pytest.mark.parametrize("cls", [PowerSMC, ParticleMH, ConditionalSMC])
