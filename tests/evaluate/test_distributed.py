@@ -73,6 +73,7 @@ def test_one_and_two_workers_give_the_records_of_one_process(
     assert len(list((tmp_path / "pids").iterdir())) >= workers
 
 
+@pytest.mark.slow
 def test_a_worker_killed_in_the_middle_loses_nothing(cluster: None, expected: bytes, tmp_path: Path) -> None:
     (tmp_path / "pids").mkdir()
     engine = distributed.ray_engine(functools.partial(slow_model, str(tmp_path / "pids")), workers=2, batch_size=2)
