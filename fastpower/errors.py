@@ -40,8 +40,11 @@ class BackendUnavailable(FastpowerError, RuntimeError):
     """A kernel backend that cannot run in this process or on these tensors; the message says why."""
 
 
-class Interrupted(FastpowerError, KeyboardInterrupt):
-    """Ctrl-C. ``results`` holds what was finished, and unfinished chains as they stood (``complete`` is False)."""
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C. Like KeyboardInterrupt it is no Exception, so that nothing goes on after it by mistake.
+
+    ``results`` holds what was finished, and unfinished chains as they stood (``complete`` is False).
+    """
 
     def __init__(self, message: str, results: Any = ()) -> None:
         super().__init__(message)

@@ -85,6 +85,7 @@ def test_an_interrupt_carries_what_was_finished():
     with pytest.raises(Interrupted) as caught:
         fastpower.generate(toy_model(), [[i % 3] for i in range(30)], sampler, max_rows=2, progress=stop)
     done = [r for r in caught.value.results if r.complete]
+    assert any(not r.complete and r.token_ids for r in caught.value.results), "chains under way were lost"
     whole = fastpower.generate(toy_model(), [[i % 3] for i in range(30)], sampler)
     assert done and {r.id: r.token_ids for r in done}.items() <= {r.id: r.token_ids for r in whole}.items()
 
