@@ -146,12 +146,14 @@ def test_wall_clock_is_the_union_of_intervals() -> None:
 
 @pytest.mark.parametrize("low, high", [(0.0, 1.0), (-3.7, 12.9), (0.001, 0.0013), (5.0, 50_000.0)])
 def test_ticks_are_inside_round_and_several(low: float, high: float) -> None:
+    assert 2 <= len(ticks(low, high)) <= 12
     for found in (ticks(low, high), log_ticks(max(low, 1e-3), high)):
-        assert 2 <= len(found) <= 12 or len(log_ticks(max(low, 1e-3), high)) == len(found)
         assert all(low - 1e-9 <= value <= high * (1 + 1e-9) for value in found)
 
 
 def test_a_chart_with_a_single_point_still_has_an_extent() -> None:
     chart = Chart("t", "x", "y", (3.0, 3.0), (0.0, 0.0))
     chart.dot(3.0, 0.0, "#000")
-    ElementTree.fromstring(chart.svg())
+    svg = chart.svg()
+    ElementTree.fromstring(svg)
+    assert "nan" not in svg and "inf" not in svg
