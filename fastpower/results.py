@@ -110,3 +110,28 @@ class Results(Sequence[Result]):
     def to_dict(self) -> list[dict[str, Any]]:
         """JSON-able dictionaries, one per answer."""
         return [result.to_dict() for result in self]
+
+    def to_pandas(self) -> Any:
+        """A ``pandas.DataFrame``, one row per answer, with the fields of ``Result`` as columns.
+
+        What has a value per token or per move (``token_logp``, ``trace``, …) is a list in its cell. Raises
+        FastpowerError, naming what to install, without pandas.
+        """
+        from fastpower.export import to_pandas
+
+        return to_pandas(self)
+
+    def to_arviz(self) -> Any:
+        """The Markov chains for ArviZ: its ``InferenceData``, or an xarray ``DataTree`` from ArviZ 1 on.
+
+        A draw is the answer after a move at the full horizon; moves of warm-up stages have another target and are left
+        out. Dimensions are (chain, draw), and prompt where there are several. ``posterior`` holds ``logp`` (nats, of
+        the model itself) and ``length`` (tokens); ``sample_stats`` holds ``lp`` = alpha · logp (log of the target, up
+        to its constant), ``accepted``, and ``cut`` (position, −1 where the move had none) for samplers that cut.
+
+        Raises ValueError for a method without moves, for results of several methods, horizons or exponents, and for
+        chains that are not equally long; FastpowerError, naming what to install, without ArviZ.
+        """
+        from fastpower.export import to_arviz
+
+        return to_arviz(self)
