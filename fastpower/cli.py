@@ -1,6 +1,7 @@
 """The command line. Every subcommand is a module of ``fastpower.commands`` with ``add_parser`` and ``run``.
 
-Exit codes: 0 done; 2 bad arguments or input; 3 the run failed; 130 interrupted (what was finished is printed).
+Exit codes: 0 done; 2 bad arguments or input, or a model that does not fit; 3 the run failed; 130
+interrupted (what was finished is printed).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 import fastpower
-from fastpower.errors import FastpowerError, Interrupted
+from fastpower.errors import FastpowerError, Interrupted, OutOfMemory
 
 # Modules are imported before parsing, so none of them may import torch at its top.
 COMMANDS = ("sample", "compare", "eval", "plot", "env", "completion")
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("fastpower: interrupted", file=sys.stderr)
         return 130
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, OutOfMemory) as error:
         print(f"fastpower: error: {error}", file=sys.stderr)
         return 2
     except (FastpowerError, OSError) as error:

@@ -28,6 +28,10 @@ class ModelNotFound(FastpowerError, FileNotFoundError):
     """A model that is not there: a wrong path or name, or a package that is not installed."""
 
 
+class OutOfMemory(FastpowerError, MemoryError):
+    """Something does not fit, found before it is loaded or allocated; the message names bytes needed and available."""
+
+
 class PromptTooLong(FastpowerError, ValueError):
     """Prompt and horizon do not fit into the model's context."""
 

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from fastpower import memory
 from fastpower.errors import ModelNotFound
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import; only loading a model needs them
@@ -63,8 +64,9 @@ def load_model(
     device        where to put the model, e.g. "cuda"; None leaves it where transformers loads it
     **kwargs      for ``AutoModelForCausalLM.from_pretrained`` (device_map, tp_plan, trust_remote_code, revision, …)
 
-    Raises ModelNotFound (a file, package or name that is not there: the message says what to install), and whatever
-    transformers raises on files that are there but broken.
+    Raises ModelNotFound (a file, package or name that is not there: the message says what to install), OutOfMemory
+    before anything is read (local files without device_map, tp_plan or quantization_config, whose needs are their own),
+    and whatever transformers raises on files that are there but broken.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -80,6 +82,8 @@ def load_model(
         shared["gguf_file"] = kwargs["gguf_file"] = source.gguf_file
     if source.local:
         shared["local_files_only"] = kwargs["local_files_only"] = True
+    if source.local and not kwargs.keys() & {"device_map", "tp_plan", "quantization_config"}:
+        _require_room(source, dtype, device)
     with _no_progress_bars():
         try:
             tokenizer = AutoTokenizer.from_pretrained(source.location, **shared)
@@ -172,6 +176,24 @@ def _resolve(name_or_path: str | os.PathLike[str] | None) -> _Source:
     if isinstance(name_or_path, os.PathLike) or name.endswith(".gguf") or name.startswith((".", "/", "~")):
         raise ModelNotFound(f"model {name!r}: no such file or folder")
     return _Source(name, local=False)
+
+
+def _require_room(source: _Source, dtype: str | torch.dtype, device: str | torch.device | None) -> None:
+    """Raises OutOfMemory if the weights do not fit where they are read to, or where they go then."""
+    import torch
+
+    chosen = dtype if isinstance(dtype, torch.dtype) else None if dtype == "auto" else getattr(torch, dtype)
+    location = Path(source.location) if source.gguf_file is None else Path(source.location) / source.gguf_file
+    needed = memory.weights_bytes(location, chosen)
+    if needed is None:
+        return
+    stored = "as stored" if chosen is None else f"in {str(chosen).removeprefix('torch.')}"
+    remedy = "use a smaller model, or give device_map or quantization_config"
+    if chosen is not None and chosen.itemsize > 2:
+        half = memory.weights_bytes(location, torch.bfloat16) or 0
+        remedy = f'dtype="bfloat16" needs {memory.gib(half)}; or {remedy}'
+    for place in dict.fromkeys(["cpu", str(device or "cpu")]):
+        memory.require(needed, f"model {str(location)!r} with weights {stored}", remedy, place)
 
 
 def _exported(model: PackagedModel) -> Path:

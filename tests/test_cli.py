@@ -56,6 +56,13 @@ def test_bad_input_is_named_on_stderr(capsys, argv, message):
     assert captured.out == ""
 
 
+@pytest.mark.model
+def test_a_model_that_does_not_fit_exits_with_2_and_names_both_sizes(capsys, monkeypatch, smollm2):
+    monkeypatch.setattr("fastpower.memory.available", lambda device="cpu": 300 << 20)
+    assert main(["sample", "x"]) == 2
+    assert "in float32 needs 0.5 GiB, and 0.3 GiB are available on cpu" in capsys.readouterr().err
+
+
 def toy_model() -> fastpower.LanguageModel:
     return fastpower.load(ToyDecoder(random_logits(4, 11, eos=3), 4, [3], max_length=40))
 

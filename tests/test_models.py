@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from fastpower import models
-from fastpower.errors import ModelNotFound
+from fastpower import memory, models
+from fastpower.errors import ModelNotFound, OutOfMemory
 
 CHAT_PREFIX = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
 
@@ -186,6 +187,55 @@ def test_file_that_is_no_gguf_is_refused(tmp_path):
     (tmp_path / "weights.bin").write_bytes(b"")
     with pytest.raises(ModelNotFound, match=r"not a \.gguf file"):
         models.load_model(tmp_path / "weights.bin")
+
+
+@pytest.mark.parametrize("kind", ["gguf", "safetensors", "sharded"])
+def test_a_model_that_does_not_fit_is_refused_before_it_is_read(kind, tiny_gguf, packaged_tiny, tmp_path, monkeypatch):
+    import transformers
+
+    source = tmp_path / "again.gguf"
+    source.write_bytes(b"".join(part.read_bytes() for part in sorted(packaged_tiny.glob("*/tiny.gguf.part*"))))
+    model, tokenizer = models.load_model(source)
+    if kind != "gguf":
+        model.config.__dict__.pop("quantization_config", None)
+        model.hf_quantizer, model.is_quantized = None, False
+        source = tmp_path / "folder"
+        model.save_pretrained(source, max_shard_size="20KB" if kind == "sharded" else "5GB")
+        tokenizer.save_pretrained(source)
+        assert len(list(source.glob("*.safetensors"))) > 1 or kind == "safetensors"
+    numbers = sum(parameter.numel() for parameter in model.parameters())
+    assert memory.weights_bytes(source, torch.float32) == 4 * numbers
+    assert memory.weights_bytes(source, torch.bfloat16) == 2 * numbers
+    monkeypatch.setattr(memory, "available", lambda device: 4 * numbers)
+    models.load_model(source)
+    monkeypatch.setattr(memory, "available", lambda device: 4 * numbers - 1)
+    models.load_model(source, dtype="bfloat16")
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("was read"))
+    with pytest.raises(OutOfMemory, match=r"in float32 needs 0\.1 MiB, and 0\.1 MiB are available on cpu: dtype="):
+        models.load_model(source)
+
+
+def test_files_that_cannot_be_understood_are_left_to_whoever_loads_them(tmp_path):
+    for name, content in (("model.safetensors", b"\xff" * 40), ("model.safetensors", b""), ("x.gguf", b"GGUF\x03")):
+        (tmp_path / name).write_bytes(content)
+        assert memory.weights_bytes(tmp_path / name if name == "x.gguf" else tmp_path, torch.float32) is None
+    assert memory.weights_bytes(tmp_path / "absent", torch.float32) is None
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_available_memory_is_the_container_s_where_that_is_less(version, tmp_path, monkeypatch):
+    files = {1: ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+             2: ("memory.max", "memory.current", "memory.stat")}[version]  # fmt: skip
+    cached = "total_inactive_file" if version == 1 else "inactive_file"
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "meminfo").write_text("MemTotal: 900 kB\nMemAvailable: 700 kB\n")
+    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    assert memory.available() == 700 << 10
+    for limit, expected in (("500000", 500000 - 300000 + 1000), ("9" * 18, 700 << 10), ("max", 700 << 10)):
+        for name, content in zip(files, (limit, "300000", f"anon 7\n{cached} 1000\n"), strict=True):
+            (tmp_path / name).write_text(content)
+        assert memory.available() == expected
 
 
 def test_unknown_dtype_is_refused(tmp_path):

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -20,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastpower import engine, kernels
+from fastpower import engine, kernels, memory
 from fastpower.cache import PagedCache
 from fastpower.decoders.base import Draws, TokenDraws, TokenScores, Work
 from fastpower.decoders.batch import PackedBatch, Packer
@@ -65,6 +64,7 @@ class TransformersDecoder:
 
     Raises UnsupportedModel, naming what cannot run over pages: recurrent state, encoder–decoder, attention sinks,
     latent attention, layers of different shapes, more than one device, or an answer that differs from the model's own.
+    Raises OutOfMemory, naming bytes needed and available, before weights are packed and before pages are allocated.
     """
 
     batch_invariant: bool  #: True for the fused forward; torch's products choose their summation by the number of rows
@@ -102,15 +102,25 @@ class TransformersDecoder:
         self._attention_kernel = resolve("paged_attention", backend, layout.device)
         self._fused: FusedForward | None = None
         if accelerate and layout.device.type == "cpu" and pick(backend, layout.device) == "cpu":
+            weights = sum(p.nbytes for p in model.parameters() if p.dtype in (torch.float32, torch.bfloat16))
+            remedy = "accelerate=False runs on the model's own weights, slower"
+            memory.require(weights, f"a packed copy of the weights of {type(model).__name__}", remedy)
             self._fused = None if compile else FusedForward.of(model)
             if self._fused is None:
                 self._acceleration = engine.accelerate(model)
                 self._acceleration.pause()
         self.batch_invariant = self._fused is not None
+        per_token = 2 * layout.num_layers * layout.num_kv_heads * layout.head_dim * layout.dtype.itemsize
         if cache_tokens is None:
-            per_token = 2 * layout.num_layers * layout.num_kv_heads * layout.head_dim * layout.dtype.itemsize
-            affordable = int(_free_memory(layout.device) * memory_fraction) // per_token
-            cache_tokens = min(affordable, 64 * layout.max_length, 2**31 - 1 - page_size)
+            affordable = int(memory.available(layout.device) * memory_fraction) // per_token
+            cache_tokens = max(min(affordable, 64 * layout.max_length, 2**31 - 1 - page_size), page_size)
+        pages = -(-cache_tokens // page_size)
+        memory.require(
+            pages * page_size * per_token,
+            f"a K/V cache of {pages * page_size} tokens (pages: {pages})",
+            "give a smaller cache_tokens or a narrower dtype, or free memory",
+            layout.device,
+        )
         self.cache = PagedCache(
             layout.num_layers,
             layout.num_kv_heads,
@@ -389,14 +399,3 @@ def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     ids = set(found) if isinstance(found, (list, tuple)) else {found}
     ids.add(getattr(tokenizer, "eos_token_id", None))
     return frozenset(int(token) for token in ids if token is not None)
-
-
-def _free_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) << 10
-    return 8 << 30  # no way to ask on this system; ``cache_tokens`` sets it

@@ -12,7 +12,7 @@ import transformers as hf
 from fastpower.decoders import transformers as module
 from fastpower.decoders.base import Decoder, Draws, Work
 from fastpower.decoders.transformers import TransformersDecoder
-from fastpower.errors import CacheFull, InvalidLogits, PromptTooLong, UnknownSequence, UnsupportedModel
+from fastpower.errors import CacheFull, InvalidLogits, OutOfMemory, PromptTooLong, UnknownSequence, UnsupportedModel
 from fastpower.kernels import Status
 from fastpower.models import load_model, prompt_tokens
 
@@ -349,11 +349,32 @@ def test_attention_is_restored_when_the_model_raises(llama):
 def test_cache_size_follows_memory_or_the_argument(tiny, monkeypatch):
     model = tiny("llama")
     per_token = 2 * 3 * 2 * 8 * 4
-    monkeypatch.setattr(module, "_free_memory", lambda device: 1000 * per_token)
-    assert TransformersDecoder(model, memory_fraction=0.5).stats()["free_tokens"] == 512  # whole pages of 16
-    assert TransformersDecoder(model, cache_tokens=33).stats()["free_tokens"] == 48
+    monkeypatch.setattr(module.memory, "available", lambda device="cpu": 1000 * per_token)
+    assert (
+        TransformersDecoder(model, memory_fraction=0.5, accelerate=False).stats()["free_tokens"] == 512
+    )  # whole pages of 16
+    assert TransformersDecoder(model, cache_tokens=33, accelerate=False).stats()["free_tokens"] == 48
     with pytest.raises(ValueError, match="memory_fraction"):
         TransformersDecoder(model, memory_fraction=0.0)
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_allocated(tiny, monkeypatch):
+    model = tiny("llama")
+    per_page = 16 * 2 * 3 * 2 * 8 * 4
+    monkeypatch.setattr(module.memory, "available", lambda device="cpu": 100 * per_page)
+    monkeypatch.setattr(module, "PagedCache", lambda *_, **__: pytest.fail("pages were allocated"))
+    monkeypatch.setattr(module.FusedForward, "of", lambda model: pytest.fail("weights were packed"))
+    with pytest.raises(
+        OutOfMemory, match=r"1616 tokens \(pages: 101\) needs 0\.6 MiB, and 0\.6 MiB are available on cpu"
+    ):
+        TransformersDecoder(model, cache_tokens=101 * 16, accelerate=False)
+    monkeypatch.setattr(module.memory, "available", lambda device="cpu": 5 << 10)
+    with pytest.raises(
+        OutOfMemory, match=r"packed copy of the weights of LlamaForCausalLM needs .* 0\.0 MiB are available"
+    ):
+        TransformersDecoder(model, cache_tokens=64)
+    with pytest.raises(OutOfMemory, match=r"16 tokens \(pages: 1\)"):  # the default never asks for less than a page
+        TransformersDecoder(model, accelerate=False)
 
 
 def test_stop_tokens_are_those_of_generation_config_and_tokenizer(tiny):
