@@ -37,12 +37,17 @@ class Counts:
 
     decoded_tokens: int = 0  #: tokens drawn (or forced, one forward each)
     forwards: float = 0.0  #: rows forwarded; a row shared by n rollouts counts 1/n for each
-    prefill_tokens: int = 0  #: tokens fed beyond one per forward: prompts, and prefixes recomputed after parking
+    prefill_tokens: float = 0.0  #: tokens fed beyond one per row (prompts, prefixes computed again), shared likewise
     moves: int = 0
     accepted: int = 0
     free_moves: int = 0  #: proposals found equal to the current record without any forward
     skipped_tokens: int = 0  #: positions kept by the coupling, never forwarded
     early_rejections: int = 0
+    early_rejection_tokens: int = 0  #: upper bound of what they saved: positions from there to the horizon
+    shared_rows: float = 0.0  #: rows saved by shared lanes: one shared by n rollouts counts 1 − 1/n for each
+    shared_prefill_tokens: float = 0.0  #: the same for prefill_tokens
+    resumed_tokens: float = 0.0  #: tokens of prefixes taken from the cache instead of being fed again
+    prefetch_dropped_tokens: int = 0  #: decoded ahead for states that an accepted move replaced
 
 
 class Chain:

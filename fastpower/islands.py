@@ -72,6 +72,8 @@ def combine(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "island_log_z": log_z.tolist(),
         "island": chosen,
     }
-    for name in ("free_moves", "skipped_tokens", "early_rejections"):
+    for name in ("free_moves", "skipped_tokens", "early_rejections", "early_rejection_tokens"):
         diagnostics[name] = sum(part["diagnostics"].get(name, 0) for part in parts)
+    if "savings" in first:
+        totals["savings"] = {name: sum(part["savings"][name] for part in parts) for name in first["savings"]}
     return dict(parts[chosen]) | totals | {"diagnostics": diagnostics}

@@ -49,6 +49,7 @@ class Member:
         token = int(self.request.forced[self.forced])
         self.forced += 1
         self.chain.counts.decoded_tokens += 1
+        self.ticket.decoded += 1
         return token, Member.DONE if self.forced >= self.request.max_new else Member.GOES_ON
 
     def take(self, token: int, logp: float, logz: list[float], entropy: float, eos_ids: frozenset[int]) -> int:
@@ -63,6 +64,7 @@ class Member:
         self.logz.append(logz)
         self.entropy.append(entropy)
         self.chain.counts.decoded_tokens += 1
+        self.ticket.decoded += 1
         if token in eos_ids:
             self.ended = True
             return Member.DONE
@@ -98,7 +100,9 @@ class Member:
 class Lane:
     """One row: ``tokens`` of which the first ``fed`` are in the decoder's ``sequence``."""
 
-    __slots__ = ("age", "alpha", "fed", "length", "members", "open", "order", "parent", "sequence", "start", "tokens")
+    __slots__ = (
+        "age", "alpha", "fed", "length", "members", "open", "order", "parent", "resumed", "sequence", "start", "tokens",
+    )  # fmt: skip
 
     def __init__(self, order: int, age: int, parent: Branch, length: int, alpha: float, member: Member | None) -> None:
         self.order = order  # of the chain that opened it: older chains go first
@@ -109,6 +113,7 @@ class Lane:
         self.start = (id(parent), length)  # the parent is held by this lane, so its id is not reused meanwhile
         self.tokens: list[int] = list(parent.tokens[:length])
         self.fed = 0
+        self.resumed = 0  # tokens that the cache had when the lane got its sequence
         self.sequence: int | None = None
         self.members: list[Member] = [] if member is None else [member]
         self.open = member is not None
@@ -118,5 +123,6 @@ class Lane:
         child = object.__new__(Lane)
         child.order, child.age, child.parent, child.length = self.order, age, self.parent, self.length
         child.alpha, child.start, child.tokens, child.fed = self.alpha, self.start, tokens, 0
+        child.resumed = 0
         child.sequence, child.members, child.open = None, members, False
         return child

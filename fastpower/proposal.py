@@ -28,6 +28,7 @@ class Redraw:
     cut: int
     difference: int | None
     rollout: Rollout | None  #: None when nothing has to be decoded
+    skipped: int = 0  #: positions that agree and are not forwarded
 
 
 def log_q(x: Record, alpha: float, column: int = 0) -> Array:
@@ -65,12 +66,10 @@ def redraw(
     difference = first_difference(log_q(x, alpha, column), cut, key, start + cut)
     if difference is None:
         if skip:
-            chain.counts.skipped_tokens += len(x) - cut
-            return Redraw(cut, None, None)
+            return Redraw(cut, None, None, len(x) - cut)
         again = Rollout(x.branch, start + cut, len(x) - cut, key, alpha, exponents, forced=x.tokens[cut:])
         return Redraw(cut, None, again)
     begin = difference if skip else cut
-    chain.counts.skipped_tokens += begin - cut
     rollout = Rollout(
         x.branch,
         start + begin,
@@ -82,4 +81,4 @@ def redraw(
         exclude=x.tokens[difference],
         watch=watch,
     )
-    return Redraw(cut, difference, rollout)
+    return Redraw(cut, difference, rollout, begin - cut)

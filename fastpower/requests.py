@@ -128,6 +128,7 @@ class Ticket:
     error: Exception | None = None
     cancelled: bool = False
     awaited: bool = False  #: the chain's generator waits for it
+    decoded: int = 0  #: tokens decoded for it so far
 
     @property
     def done(self) -> bool:

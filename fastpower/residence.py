@@ -19,11 +19,12 @@ from fastpower.requests import Branch
 
 
 class Residence:
-    """The decoder's sequences, by owner."""
+    """The decoder's sequences, by owner. resume=False keeps none but those being decoded: every lane starts empty."""
 
-    def __init__(self, decoder: Decoder) -> None:
+    def __init__(self, decoder: Decoder, *, resume: bool = True) -> None:
         self.decoder = decoder
-        reusable = isinstance(decoder, PrefixDecoder) and decoder.batch_invariant
+        self.resume = resume
+        reusable = resume and isinstance(decoder, PrefixDecoder) and decoder.batch_invariant
         self._prefixes: PrefixDecoder | None = decoder if reusable else None  # type: ignore[assignment]
         self.evictions = 0
         self._idle: dict[int, weakref.ref[Branch]] = {}  # decoder sequence → branch, least recently used first
@@ -42,8 +43,9 @@ class Residence:
         """A new branch of ``tokens`` sharing what the lane has in the cache (it starts evicted if that is full)."""
         branch = Branch(tokens, lane.parent.root or lane.parent, release=self._release)
         assert lane.sequence is not None
-        with contextlib.suppress(CacheFull):
-            self._keep(branch, self.decoder.fork(lane.sequence, lane.fed), lane.fed)
+        if self.resume:
+            with contextlib.suppress(CacheFull):
+                self._keep(branch, self.decoder.fork(lane.sequence, lane.fed), lane.fed)
         return branch
 
     def materialise(self, lane: Lane) -> None:
@@ -54,11 +56,12 @@ class Residence:
             shared = lane.length if source is lane.parent else min(lane.length, len(source.tokens))
             shared = min(shared, source.held, len(lane.tokens) - 1)
             lane.sequence = self.decoder.fork(source.sequence, shared)
-            lane.fed = shared
+            lane.fed = lane.resumed = shared
             self._idle[source.sequence] = self._idle.pop(source.sequence)
             return
         if self._prefixes is not None:
             lane.sequence, lane.fed = self._prefixes.match(lane.tokens[:-1])
+            lane.resumed = lane.fed
         else:
             lane.sequence, lane.fed = self.decoder.add(), 0
 
@@ -67,7 +70,7 @@ class Residence:
         parent, held = lane.parent, min(lane.fed, lane.length)
         if lane.sequence is not None and held > 0:
             self._remember(lane.sequence, lane.tokens[:held])
-        if lane.sequence is not None and parent.sequence is None and held > 0:
+        if lane.sequence is not None and parent.sequence is None and held > 0 and self.resume:
             with contextlib.suppress(CacheFull):
                 self._keep(parent, self.decoder.fork(lane.sequence, held), held)
 

@@ -35,10 +35,13 @@ class Result:
     acceptance: float | None  #: accepted / moves; None for methods without moves
     decoded_tokens: int  #: tokens drawn, rejected ones included
     forwards: float  #: rows forwarded; one shared by n rollouts counts 1/n
-    prefill_tokens: int
+    prefill_tokens: float  #: tokens fed beyond one per row: prompts, prefixes computed again; shared like forwards
     seconds: float
     trace: list[dict[str, Any]] = field(default_factory=list)
     diagnostics: dict[str, Any] = field(default_factory=dict)
+    #: what the batch saved this run; like forwards it depends on what ran beside it: shared_rows and
+    #: shared_prefill_tokens (shared lanes), resumed_tokens (prefixes in the cache), prefetch_dropped_tokens (wasted)
+    savings: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able dictionary."""
@@ -80,7 +83,15 @@ class Result:
                 "free_moves": counts.free_moves,
                 "skipped_tokens": counts.skipped_tokens,
                 "early_rejections": counts.early_rejections,
+                "early_rejection_tokens": counts.early_rejection_tokens,
+                "hit_cap": not record.ended,
                 **outcome.diagnostics,
+            },
+            savings={
+                "shared_rows": counts.shared_rows,
+                "shared_prefill_tokens": counts.shared_prefill_tokens,
+                "resumed_tokens": counts.resumed_tokens,
+                "prefetch_dropped_tokens": counts.prefetch_dropped_tokens,
             },
         )
 

@@ -37,8 +37,12 @@ class Scheduler:
     """Drives samplers over one decoder.
 
     max_rows: rows of one forward. max_chains: samplers alive at once (default max_rows). prefill_tokens: tokens beyond
-    one per row that a step may feed, so that a long prompt is fed in chunks beside running decodes. share_lanes:
-    switch for tests; results do not depend on it.
+    one per row that a step may feed, so that a long prompt is fed in chunks beside running decodes.
+
+    Three switches turn lossless acceleration off, to compare and to test; records do not depend on them (on a decoder
+    that is batch-invariant). share_lanes=False: a row for every rollout. resume=False: every rollout begins with an
+    empty cache and is fed its whole prefix. lock_step=True: chains wait for each other: rollouts are admitted only when
+    those before them have all ended, chains only when all before them have finished.
     """
 
     def __init__(
@@ -49,6 +53,8 @@ class Scheduler:
         max_chains: int | None = None,
         prefill_tokens: int = 512,
         share_lanes: bool = True,
+        resume: bool = True,
+        lock_step: bool = False,
         on_step: Callable[[Scheduler], None] | None = None,
     ) -> None:
         if max_rows < 1:
@@ -62,8 +68,9 @@ class Scheduler:
         self.max_chains = max_chains or max_rows
         self.prefill_tokens = prefill_tokens
         self.share_lanes = share_lanes
+        self.lock_step = lock_step
         self.on_step = on_step
-        self.residence = Residence(decoder)
+        self.residence = Residence(decoder, resume=resume)
         self.totals = Totals()
         self.live: list[Live] = []
         self.unfinished: list[Finished] = []
@@ -91,7 +98,10 @@ class Scheduler:
         exhausted = False
         try:
             while True:
-                while not exhausted and len(self.live) < self.max_chains and len(self._lanes) < self.max_rows:
+                joining = not (self.lock_step and self.live)
+                while (
+                    joining and not exhausted and len(self.live) < self.max_chains and len(self._lanes) < self.max_rows
+                ):
                     job = next(queue, None)
                     if job is None:
                         exhausted = True
@@ -209,6 +219,8 @@ class Scheduler:
         self._pressed = False
         while self._parked and len(self._lanes) < self.max_rows:
             self._lanes.append(self._parked.pop(0))
+        if self.lock_step and self._lanes:
+            return
         while self._waiting:
             order, _, ticket = self._waiting[0]
             if ticket.cancelled:
@@ -404,13 +416,17 @@ class Scheduler:
         for member in lane.members:
             counts = member.chain.counts
             counts.forwards += share
-            counts.prefill_tokens += fed - 1
+            counts.prefill_tokens += share * (fed - 1)
+            counts.shared_rows += 1.0 - share
+            counts.shared_prefill_tokens += (1.0 - share) * (fed - 1)
         if lane.fed < len(lane.tokens):
             survivors.append(lane)
             return
         if lane.open:
             self._close(lane)
             self.residence.share(lane)
+            for member in lane.members:
+                member.chain.counts.resumed_tokens += share * lane.resumed
         status: int = out.status[row]
         if status & _BAD_ROW:
             what = "NaN or +inf" if status & 1 else "no finite entry"

@@ -27,7 +27,7 @@ from fastpower.errors import FastpowerError
 from fastpower.evaluate.rows import parse_lines
 
 #: Record fields that depend on the machine, its load or on how a run was batched.
-VOLATILE = ("seconds", "forwards", "prefill_tokens", "finished")
+VOLATILE = ("seconds", "forwards", "prefill_tokens", "savings", "finished")
 FORMAT = 1
 
 

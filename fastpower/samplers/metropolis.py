@@ -52,7 +52,7 @@ class MetropolisHastings(Staged):
             while len(ahead) < min(self.prefetch, self.moves - i):
                 ahead.append(kernel.start(chain, x, "move", stage, i + len(ahead)))
             move = ahead.popleft()
-            y, log_ratio = yield from kernel.finish(x, move)
+            y, log_ratio = yield from kernel.finish(chain, x, move)
             accepted = y is not None and move.log_u < log_ratio
             chain.moved(accepted)
             if accepted and y is not None and y is not x:

@@ -34,8 +34,9 @@ class Move:
     ticket: Ticket | None
 
     def cancel(self) -> None:
-        """Drop what is being decoded for it."""
+        """Drop what was decoded for it."""
         if self.ticket is not None:
+            self.ticket.chain.counts.prefetch_dropped_tokens += self.ticket.decoded
             self.ticket.cancel()
 
 
@@ -68,19 +69,20 @@ class MoveKernel:
     def redraw(self, chain: Chain, x: Record, cut: int, *labels: int | str) -> Redraw:
         """The redraw of x from ``cut``, not yet started."""
         key = chain.key(*labels)
-        plan = redraw(chain, x, cut, self.horizon, key, self.alpha, self.exponents, column=self.column, skip=self.skip)
-        chain.counts.free_moves += plan.rollout is None
-        return plan
+        return redraw(chain, x, cut, self.horizon, key, self.alpha, self.exponents, column=self.column, skip=self.skip)
 
-    def finish(self, x: Record, move: Move) -> Proposed:
+    def finish(self, chain: Chain, x: Record, move: Move) -> Proposed:
         """The proposal y and its log acceptance ratio; y is None where it was given up, x where nothing differs."""
+        if move.plan is not None:
+            book(chain, move.plan)
         if move.ticket is None:
             return x, 0.0
         suffix = yield move.ticket
         if move.plan is None or move.plan.difference is None:
             return x, 0.0
         if suffix.gave_up:
-            move.ticket.chain.counts.early_rejections += 1
+            chain.counts.early_rejections += 1
+            chain.counts.early_rejection_tokens += self.horizon - move.plan.difference - len(suffix.tokens)
             return None, -math.inf
         y = self.proposal(x, move.plan, suffix)
         if self.maximise:
@@ -113,6 +115,12 @@ class MoveKernel:
         bound = self.cut.bound(x.entropy[:difference], cut, self.horizon)
         column = self.column
         return FallingSum(limit, lambda logp, logz: logz[column], bound, cancels=True)
+
+
+def book(chain: Chain, plan: Redraw) -> None:
+    """Count what a redraw that is used (not one decoded ahead and dropped) saved."""
+    chain.counts.skipped_tokens += plan.skipped
+    chain.counts.free_moves += plan.rollout is None
 
 
 class FallingSum:

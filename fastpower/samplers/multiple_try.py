@@ -21,7 +21,7 @@ import numpy as np
 from fastpower.chain import Chain
 from fastpower.random import Purpose
 from fastpower.record import Record
-from fastpower.samplers.move import MoveKernel
+from fastpower.samplers.move import MoveKernel, book
 from fastpower.samplers.staged import Refine, Staged, Trace, event
 
 
@@ -64,6 +64,8 @@ def multiple_try(
     # Try 0 has the keys of a Metropolis–Hastings move: with K = 1 the two samplers make the same chain.
     labels = [("move", stage, i) if j == 0 else ("move", stage, i, j) for j in range(tries)]
     plans = [kernel.redraw(chain, x, cut, *label) for label in labels]
+    for plan in plans:
+        book(chain, plan)
     tickets = [chain.start(plan.rollout) for plan in plans if plan.rollout is not None]
     suffixes = iter((yield tickets) if tickets else [])
     candidates = [kernel.proposal(x, plan, next(suffixes) if plan.rollout else None) for plan in plans]

@@ -84,7 +84,7 @@ class ParallelTempering:
                 labels = [("move", stage, i, k) for k in range(len(rungs) - 1)] + [("move", stage, i)]
                 moves = [kernel.start(chain, xs[k], *labels[k]) for k, kernel in enumerate(kernels)]
                 for k, (kernel, move) in enumerate(zip(kernels, moves, strict=True)):
-                    y, log_ratio = yield from kernel.finish(xs[k], move)
+                    y, log_ratio = yield from kernel.finish(chain, xs[k], move)
                     accepted = y is not None and move.log_u < log_ratio
                     chain.moved(accepted)
                     if accepted and y is not None:

@@ -1,0 +1,111 @@
+"""Lossless accelerations: no record changes by a bit, and what each saves is booked."""
+
+from __future__ import annotations
+
+import pytest
+
+from fastpower.decoders.toy import ToyDecoder, random_logits
+from fastpower.jobs import Job
+from fastpower.results import Result
+from fastpower.samplers import BestOfN, MetropolisHastings, PowerSMC
+from fastpower.scheduler import Scheduler
+from fastpower.target import PowerTarget
+
+#: Nothing is saved: as published code works, prefix fed again for every proposal.
+PLAIN_SAMPLER = {"skip": False, "early_rejection": False, "prefetch": 1}
+PLAIN_SCHEDULER = {"share_lanes": False, "resume": False, "lock_step": True}
+
+
+def toy() -> ToyDecoder:
+    return ToyDecoder(random_logits(5, 21, eos=4, eos_bias=-2.0, scale=4.0), 5, [4])
+
+
+def metropolis(**options) -> MetropolisHastings:
+    return MetropolisHastings(PowerTarget(3.0, 11), **{"block": 4, "moves": 4, **options})
+
+
+def run(sampler, count: int, *, seed: int = 3, prompt=(0, 1, 2), **options) -> tuple[list[Result], Scheduler]:
+    """Results of ``count`` chains in order, and the scheduler that made them."""
+    scheduler = Scheduler(toy(), **options)
+    found = {}
+    for finished in scheduler.run(Job(sampler, prompt, seed, 0, chain) for chain in range(count)):
+        assert finished.error is None, finished.error
+        found[finished.job.chain] = Result.of(finished, scheduler.decoder.decode)
+    return [found[chain] for chain in range(count)], scheduler
+
+
+def answers(results: list[Result]) -> list[tuple]:
+    return [(r.token_ids, r.token_logp, r.token_logz, r.entropy, r.trace) for r in results]
+
+
+def total(results: list[Result], name: str) -> float:
+    return sum(getattr(r, name, None) if hasattr(r, name) else (r.savings | r.diagnostics)[name] for r in results)
+
+
+@pytest.mark.parametrize("sampler", [metropolis(), PowerSMC(PowerTarget(3.0, 11), particles=5, block=3, ramp=4)])
+@pytest.mark.parametrize("options", [{}, *({name: value} for name, value in PLAIN_SCHEDULER.items()), PLAIN_SCHEDULER])
+def test_rows_and_prefill_of_the_runs_add_up_to_what_the_decoder_was_fed(sampler, options):
+    results, scheduler = run(sampler, 7, max_rows=6, **options)
+    assert total(results, "forwards") == pytest.approx(scheduler.totals.rows)
+    assert total(results, "forwards") + total(results, "prefill_tokens") == pytest.approx(scheduler.totals.tokens)
+
+
+def test_without_resuming_exactly_the_resumed_tokens_are_fed_again():
+    plain, _ = run(metropolis(), 6, share_lanes=False, resume=False)
+    fast, _ = run(metropolis(), 6, share_lanes=False)
+    assert answers(plain) == answers(fast)
+    assert total(plain, "resumed_tokens") == 0 < total(fast, "resumed_tokens")
+    assert total(plain, "prefill_tokens") == total(fast, "prefill_tokens") + total(fast, "resumed_tokens")
+    assert total(plain, "forwards") == total(fast, "forwards")
+
+
+def test_without_shared_lanes_exactly_the_shared_rows_are_forwarded_again():
+    sampler = BestOfN(PowerTarget(3.0, 9), n=8)
+    fast, _ = run(sampler, 3)
+    plain, scheduler = run(sampler, 3, share_lanes=False)
+    assert answers(plain) == answers(fast)
+    assert total(plain, "shared_rows") == 0 < total(fast, "shared_rows")
+    assert total(fast, "forwards") + total(fast, "shared_rows") == pytest.approx(scheduler.totals.rows)
+
+
+def test_without_skipping_exactly_the_skipped_tokens_are_decoded_again():
+    fast, _ = run(metropolis(), 12)
+    plain, _ = run(metropolis(skip=False), 12)
+    assert answers(plain) == answers(fast)
+    assert total(plain, "skipped_tokens") == total(plain, "free_moves") == 0
+    assert total(fast, "free_moves") > 0
+    assert total(plain, "decoded_tokens") == total(fast, "decoded_tokens") + total(fast, "skipped_tokens")
+
+
+def test_early_rejection_saves_at_most_the_tokens_it_claims():
+    fast, _ = run(metropolis(), 12)
+    plain, _ = run(metropolis(early_rejection=False), 12)
+    assert answers(plain) == answers(fast)
+    saved = total(plain, "decoded_tokens") - total(fast, "decoded_tokens")
+    assert 0 < saved <= total(fast, "early_rejection_tokens")
+    assert total(plain, "early_rejections") == 0 < total(fast, "early_rejections")
+
+
+@pytest.mark.parametrize("depth", [2, 4, 8])
+def test_prefetching_decodes_exactly_the_dropped_tokens_more(depth):
+    plain, _ = run(metropolis(), 12)
+    fast, _ = run(metropolis(prefetch=depth), 12)
+    assert answers(plain) == answers(fast)
+    extra = total(fast, "decoded_tokens") - total(plain, "decoded_tokens")
+    assert extra == total(fast, "prefetch_dropped_tokens") > 0
+    for name in ("free_moves", "skipped_tokens", "early_rejections", "moves"):
+        assert total(fast, name) == total(plain, name), name
+
+
+def test_lock_step_takes_more_steps_for_the_same_rows():
+    free, a = run(metropolis(), 12, max_rows=4, share_lanes=False)
+    locked, b = run(metropolis(), 12, max_rows=4, share_lanes=False, lock_step=True)
+    assert answers(free) == answers(locked)
+    assert a.totals.rows == b.totals.rows
+    assert a.totals.steps < b.totals.steps
+
+
+def test_hit_cap_says_that_the_horizon_ended_the_answer():
+    results, _ = run(metropolis(), 12)
+    assert {r.diagnostics["hit_cap"] for r in results} == {True, False}
+    assert all(r.diagnostics["hit_cap"] == (r.token_ids[-1] != 4) for r in results)
