@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from fastpower.custom_generation import custom_generate
     from fastpower.generation import generate, stream
     from fastpower.language_model import LanguageModel, load
     from fastpower.results import Result, Results
@@ -28,6 +29,7 @@ _HOME = {
     "PowerTarget": "target",
     "Result": "results",
     "Results": "results",
+    "custom_generate": "custom_generation",
     "generate": "generation",
     "load": "language_model",
     "make_sampler": "samplers",
@@ -42,6 +44,7 @@ __all__ = [
     "PowerTarget",
     "Result",
     "Results",
+    "custom_generate",
     "generate",
     "load",
     "make_sampler",

@@ -95,12 +95,12 @@ def run_jobs(
             if finished.error is not None:  # the others go on; nothing that was finished is lost
                 failure = failure or finished.error
                 continue
-            done.append(Result.of(finished, model.decoder.decode))
+            done.append(Result.of(finished, model.text))
             if show is not None:
                 show.finished(finished)
             yield finished.job, done[-1]
     except KeyboardInterrupt as stop:
-        partial = [Result.of(finished, model.decoder.decode) for finished in scheduler.unfinished]
+        partial = [Result.of(finished, model.text) for finished in scheduler.unfinished]
         raise Interrupted("interrupted; `results` holds what was finished so far", Results(done + partial)) from stop
     finally:
         if show is not None:

@@ -41,6 +41,12 @@ class LanguageModel:
             raise ValueError(f"prompt={prompt!r} is empty: give at least one token")
         return ids
 
+    def text(self, tokens: Sequence[int]) -> str:
+        """Text of token ids, special tokens removed; "" for a model that was loaded without a tokenizer."""
+        if self.tokenizer is None and getattr(self.decoder, "tokenizer", self) is None:
+            return ""
+        return self.decoder.decode(tokens)
+
 
 def load(
     model: Any = None,
