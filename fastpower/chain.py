@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+import itertools
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from fastpower.random import Purpose, derive, uniform
 from fastpower.requests import Branch, Request, Ticket
@@ -13,7 +14,28 @@ if TYPE_CHECKING:
     from fastpower.outcome import Outcome
     from fastpower.target import PowerTarget
 
+T = TypeVar("T")
 Run = Generator[Any, Any, "Outcome"]
+
+
+def together(parts: Iterable[Generator[Any, Any, T]]) -> Generator[Any, Any, list[T]]:
+    """Parts of one run side by side: what they ask for at a time is decoded together. Their results, in order."""
+    runs, results = list(parts), dict[int, T]()
+    values: dict[int, Any] = dict.fromkeys(range(len(runs)))
+    while values:
+        requests = {}
+        for i, value in values.items():
+            try:
+                requests[i] = runs[i].send(value)
+            except StopIteration as stop:
+                results[i] = stop.value
+        wanted = [request if isinstance(request, list) else [request] for request in requests.values()]
+        answers = iter((yield list(itertools.chain(*wanted))) if wanted else [])
+        values = {}
+        for (i, request), items in zip(requests.items(), wanted, strict=True):
+            received = list(itertools.islice(answers, len(items)))
+            values[i] = received if isinstance(request, list) else received[0]
+    return [results[i] for i in range(len(runs))]
 
 
 class Sampler(Protocol):

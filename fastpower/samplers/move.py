@@ -19,7 +19,7 @@ from fastpower.cuts import Bound, CutLaw
 from fastpower.proposal import Redraw, redraw
 from fastpower.random import Purpose
 from fastpower.record import Record
-from fastpower.requests import Suffix, Ticket, Watch
+from fastpower.requests import Suffix, Ticket
 
 Proposed = Generator[Any, Any, tuple[Record | None, float]]
 
@@ -63,7 +63,7 @@ class MoveKernel:
         if plan.rollout is None:
             return Move(cut, log_u, plan, None)
         if self.early_rejection and plan.difference is not None:
-            plan.rollout.watch = self._watch(x, cut, plan.difference, log_u)
+            plan.rollout.watch = self.watch(x, cut, plan.difference, log_u)
         return Move(cut, log_u, plan, chain.start(plan.rollout))
 
     def redraw(self, chain: Chain, x: Record, cut: int, *labels: int | str) -> Redraw:
@@ -104,7 +104,7 @@ class MoveKernel:
         backward = self.cut.log_probability(y.entropy, plan.cut, self.horizon)
         return log_ratio + backward - self.cut.log_probability(x.entropy, plan.cut, self.horizon)
 
-    def _watch(self, x: Record, cut: int, difference: int, log_u: float) -> Watch | None:
+    def watch(self, x: Record, cut: int, difference: int, log_u: float = 0.0) -> FallingSum | None:
         """Early rejection. For α ≥ 1 every logz is ≤ 0, so the running sum bounds the final one from above."""
         if self.maximise:
             return FallingSum(float(x.logp[difference:].sum()), lambda logp, logz: logp)
@@ -144,8 +144,12 @@ class FallingSum:
         self.total = 0.0
 
     def __call__(self, token: int, logp: float, logz: Sequence[float], entropy: float) -> bool:
+        return self.margin(logp, logz, entropy) < 0.0
+
+    def margin(self, logp: float, logz: Sequence[float], entropy: float) -> float:
+        """What is left above ``limit``, the position just drawn included; an upper bound of what will be left."""
         if not self.cancels:
             self.total += self.term(logp, logz)
         self.cancels = False
         slack = 0.0 if self.bound is None else self.bound(entropy)
-        return self.total + slack < self.limit
+        return self.total + slack - self.limit

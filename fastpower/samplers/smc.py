@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fastpower.chain import Chain, Run
+from fastpower.chain import Chain, Run, together
 from fastpower.outcome import Outcome
 from fastpower.random import Purpose
 from fastpower.record import Record
@@ -64,10 +64,8 @@ class PowerSMC:
         return replace(self.target, schedule=linear_ramp(self.target.alpha, tokens))
 
     def run(self, chain: Chain) -> Run:
-        """All islands, then one answer."""
-        runs = []
-        for island in range(self.islands):
-            runs.append((yield from self.population(chain, "island", island)))
+        """All islands at once, then one answer."""
+        runs = yield from together([self.population(chain, "island", island) for island in range(self.islands)])
         log_z = np.array([particles.log_z() for particles in runs])
         share = np.exp(log_z - np.logaddexp.reduce(log_z))
         u = chain.uniform(Purpose.SELECT, "island")

@@ -2,18 +2,100 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from fastpower.decoders.toy import ToyDecoder, random_logits
 from fastpower.jobs import Job
 from fastpower.results import Result
-from fastpower.samplers import BestOfN, MetropolisHastings, PowerSMC
+from fastpower.samplers import (
+    AuxiliaryParticles,
+    BestOfN,
+    ConditionalSMC,
+    EntropyCut,
+    EntropyGuided,
+    MetropolisHastings,
+    MultipleTry,
+    ParallelTempering,
+    ParticleMH,
+    PowerSMC,
+    smc,
+)
 from fastpower.scheduler import Scheduler
 from fastpower.target import PowerTarget
+
+from .enumeration import toy_models
 
 #: Nothing is saved: as published code works, prefix fed again for every proposal.
 PLAIN_SAMPLER = {"skip": False, "early_rejection": False, "prefetch": 1}
 PLAIN_SCHEDULER = {"share_lanes": False, "resume": False, "lock_step": True}
+SHORT = PowerTarget(3.0, 7)
+
+
+SEEDS = 200
+WAYS: dict[str, tuple[dict, dict]] = {
+    "default": ({}, {}),
+    "no skip": ({"skip": False}, {}),
+    "no early rejection": ({"early_rejection": False}, {}),
+    "no shared lanes": ({}, {"share_lanes": False}),
+    "no resuming": ({}, {"resume": False}),
+    "lock-step": ({}, {"lock_step": True}),
+    **{f"prefetch {n}": ({"prefetch": n}, {"max_rows": 16}) for n in (2, 4, 8)},
+    **{f"{n} rows": ({}, {"max_rows": n}) for n in (1, 2, 3, 5, 8, 13, 32)},
+    "prefetch 4, 3 rows, nothing else": ({**PLAIN_SAMPLER, "prefetch": 4}, {**PLAIN_SCHEDULER, "max_rows": 3}),
+}
+
+
+def bits(sampler, **options) -> dict[int, tuple]:
+    """seed → everything about its answer; the seeds go round the toy models."""
+    found = {}
+    for k, decoder in enumerate(toy_models().values()):
+        jobs = [Job(sampler, (0,), seed, seed % 3) for seed in range(k, SEEDS, 5)]
+        for finished in Scheduler(decoder, **options).run(jobs):
+            assert finished.error is None, finished.error
+            record, outcome = finished.outcome.record, finished.outcome
+            numbers = [array.tobytes() for array in (record.logp, record.logz, record.entropy)]
+            found[finished.job.seed] = (record.tokens, *numbers, record.ended, outcome.trace)
+    return found
+
+
+@pytest.fixture(scope="module")
+def unaccelerated() -> dict[int, tuple]:
+    return bits(MetropolisHastings(SHORT, block=3, moves=3, **PLAIN_SAMPLER), **PLAIN_SCHEDULER)
+
+
+@pytest.mark.parametrize("sampler_options, scheduler_options", WAYS.values(), ids=WAYS.keys())
+def test_no_acceleration_and_no_batch_size_changes_a_bit(unaccelerated, sampler_options, scheduler_options):
+    found = bits(MetropolisHastings(SHORT, block=3, moves=3, **sampler_options), **scheduler_options)
+    assert len(found) == SEEDS == len(unaccelerated)
+    assert found == unaccelerated
+
+
+def test_another_draw_is_seen_by_the_comparison(unaccelerated):
+    """Negative control: one move more changes records."""
+    found = bits(MetropolisHastings(SHORT, block=3, moves=4))
+    assert sum(found[seed][0] != unaccelerated[seed][0] for seed in found) > SEEDS // 10
+
+
+OTHERS = {
+    "mtm": (MultipleTry(PowerTarget(3.0, 7), block=3, moves=3, tries=3), {"skip": False, "early_rejection": False}),
+    "egps": (EntropyGuided(PowerTarget(3.0, 7), block=3, moves=3, tries=3), {"skip": False, "early_rejection": False}),
+    "ec_mh": (EntropyCut(PowerTarget(3.0, 7), block=3, moves=3), PLAIN_SAMPLER),
+    "tempering": (ParallelTempering(PowerTarget(4.0, 7), block=3, moves=3), {"skip": False, "early_rejection": False}),
+    "smc": (PowerSMC(PowerTarget(3.0, 7), particles=5, block=2, ramp=4, islands=2), {}),
+    "pimh": (ParticleMH(PowerTarget(3.0, 7), particles=3, block=2, ramp=4, moves=2), {}),
+    "csmc": (ConditionalSMC(PowerTarget(3.0, 7), particles=3, block=2, moves=2), {}),
+    "apps": (AuxiliaryParticles(PowerTarget(3.0, 7), particles=4, block=2, rollouts=2, lookahead=2), {}),
+}
+
+
+@pytest.mark.parametrize("sampler, off", OTHERS.values(), ids=OTHERS.keys())
+def test_accelerations_change_no_bit_of_the_other_samplers(sampler, off):
+    fast, _ = run(sampler, 10)
+    plain, _ = run(dataclasses.replace(sampler, **off), 10, max_rows=7, **PLAIN_SCHEDULER)
+    assert answers(plain) == answers(fast)
+    assert total(plain, "forwards") > total(fast, "forwards")
 
 
 def toy() -> ToyDecoder:
@@ -109,3 +191,31 @@ def test_hit_cap_says_that_the_horizon_ended_the_answer():
     results, _ = run(metropolis(), 12)
     assert {r.diagnostics["hit_cap"] for r in results} == {True, False}
     assert all(r.diagnostics["hit_cap"] == (r.token_ids[-1] != 4) for r in results)
+
+
+@pytest.mark.parametrize("cls", [MultipleTry, EntropyGuided])
+def test_early_rejection_of_several_tries_saves_tokens(cls):
+    settings = {"block": 4, "moves": 4, "tries": 3}
+    fast, _ = run(cls(PowerTarget(3.0, 11), **settings), 12)
+    plain, _ = run(cls(PowerTarget(3.0, 11), early_rejection=False, **settings), 12)
+    assert answers(plain) == answers(fast)
+    saved = total(plain, "decoded_tokens") - total(fast, "decoded_tokens")
+    assert 0 < saved <= total(fast, "early_rejection_tokens")
+
+
+def test_islands_decoded_at_once_are_those_decoded_one_after_another(monkeypatch):
+    sampler = PowerSMC(PowerTarget(3.0, 11), particles=6, block=3, ramp=4, islands=3)
+    fast, at_once = run(sampler, 6)
+
+    def one_after_another(parts):
+        results = []
+        for part in parts:
+            results.append((yield from part))
+        return results
+
+    monkeypatch.setattr(smc, "together", one_after_another)
+    slow, in_turn = run(sampler, 6)
+    assert answers(fast) == answers(slow)
+    assert [r.diagnostics for r in fast] == [r.diagnostics for r in slow]
+    assert {r.diagnostics["island"] for r in fast} == {0, 1, 2}
+    assert at_once.totals.steps < in_turn.totals.steps / 2

@@ -55,28 +55,6 @@ def test_alpha_one_draws_from_the_model_and_accepts_everything(models):
     assert g_test(frequencies(models["eos"], sampler, CHAINS), space.answers, space.pi) > 1e-3
 
 
-OPTIONS = {
-    "no_skip": {"skip": False},
-    "no_early_rejection": {"early_rejection": False},
-    "prefetch_2": {"prefetch": 2},
-    "prefetch_8": {"prefetch": 8},
-    "nothing": {"skip": False, "early_rejection": False},
-}
-
-
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-def test_accelerations_change_no_record(models, name, options):
-    target = PowerTarget(3.0, 7)
-    plain = outcomes(models[name], MetropolisHastings(target, block=3, moves=4), 60)
-    other = outcomes(models[name], MetropolisHastings(target, block=3, moves=4, **options), 60, max_rows=5)
-    for a, b in zip(plain, other, strict=True):
-        assert a.record.tokens == b.record.tokens
-        assert a.record.logp.tobytes() == b.record.logp.tobytes()
-        assert a.record.logz.tobytes() == b.record.logz.tobytes()
-        assert a.trace == b.trace
-
-
 # -- negative controls: published mistakes must fail the very test that the exact sampler passes ---------------
 
 

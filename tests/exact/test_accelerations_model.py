@@ -1,0 +1,49 @@
+"""The packaged model: accelerations, prefetch depths and batch sizes change no bit of an answer (float32)."""
+
+from __future__ import annotations
+
+import pytest
+
+from fastpower.decoders.transformers import TransformersDecoder
+from fastpower.jobs import Job
+from fastpower.samplers import MetropolisHastings
+from fastpower.scheduler import Scheduler
+from fastpower.target import PowerTarget
+
+from .test_accelerations import PLAIN_SAMPLER, PLAIN_SCHEDULER, WAYS
+
+pytestmark = [pytest.mark.model, pytest.mark.slow]
+CHAINS = 6
+LEFT_OUT = {"2 rows", "3 rows", "8 rows", "13 rows"}  # 1, 5 and 32 are tested
+
+
+@pytest.fixture(scope="module")
+def decoder(smollm2):
+    made = TransformersDecoder(*smollm2, cache_tokens=8192)
+    if not made.batch_invariant:
+        pytest.skip("no fused forward for this model here: a row's bits depend on its batch")
+    return made
+
+
+def bits(decoder, options, scheduler_options) -> list[tuple]:
+    prompts = [decoder.encode(text) for text in ("3 + 4 =", "The capital of France is")]
+    sampler = MetropolisHastings(PowerTarget(4.0, 24), block=8, moves=3, **options)
+    jobs = [Job(sampler, prompts[seed % 2], seed, seed) for seed in range(CHAINS)]
+    found = {}
+    for finished in Scheduler(decoder, **scheduler_options).run(jobs):
+        assert finished.error is None, finished.error
+        record, trace = finished.outcome.record, finished.outcome.trace
+        numbers = [array.tobytes() for array in (record.logp, record.logz, record.entropy)]
+        found[finished.job.seed] = (record.tokens, *numbers, record.ended, trace)
+    return [found[seed] for seed in range(CHAINS)]
+
+
+def test_no_acceleration_and_no_batch_size_changes_a_bit_of_the_packaged_model(decoder):
+    expected = bits(decoder, PLAIN_SAMPLER, {**PLAIN_SCHEDULER, "max_rows": 2})
+    assert len({tuple(answer[0]) for answer in expected}) == CHAINS, "the answers should differ between seeds"
+    assert any(event["accepted"] for answer in expected for event in answer[-1])
+    assert any(not event["accepted"] for answer in expected for event in answer[-1])
+    for name, (options, scheduler_options) in WAYS.items():
+        if name in LEFT_OUT:
+            continue
+        assert bits(decoder, options, scheduler_options) == expected, name
