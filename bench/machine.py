@@ -1,4 +1,4 @@
-"""Facts about the machine and its measured memory bandwidth: what every bench's numbers are held against.
+"""What every bench's numbers are held against; see ``fastpower.machine``.
 
 python -m bench.machine
 """
@@ -6,78 +6,10 @@ python -m bench.machine
 from __future__ import annotations
 
 import json
-import os
-import platform
-import statistics
-import time
-from collections.abc import Callable
-from functools import cache
-from pathlib import Path
 
-import numpy as np
+from fastpower.machine import copy, copy_bandwidth, cpu_name, facts, read, read_bandwidth, seconds
 
-from fastpower import _C
-
-
-def seconds(call: Callable[[], object], repeats: int = 7) -> float:
-    """Median wall time of ``call`` after one call to warm up."""
-    call()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
-
-
-def read(array: np.ndarray) -> int:
-    """Read a contiguous array once on all kernel threads; what comes back only keeps the reads from being skipped."""
-    return _C.read_memory(array.ctypes.data, array.nbytes)
-
-
-def copy(target: np.ndarray, source: np.ndarray) -> None:
-    """memcpy of contiguous arrays on all kernel threads."""
-    _C.copy_memory(target.ctypes.data, source.ctypes.data, source.nbytes)
-
-
-@cache
-def read_bandwidth(megabytes: int = 512) -> float:
-    """GB/s of one pass over ``megabytes``, on the kernels' threads."""
-    data = np.ones(megabytes << 17)
-    return data.nbytes / seconds(lambda: read(data)) / 1e9
-
-
-@cache
-def copy_bandwidth(megabytes: int = 256) -> float:
-    """GB/s of copying ``megabytes``, counting both ways."""
-    source = np.ones(megabytes << 17)
-    target = np.zeros_like(source)
-    return 2 * source.nbytes / seconds(lambda: copy(target, source)) / 1e9
-
-
-def cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def facts(bandwidth: bool = True) -> dict[str, object]:
-    """For ``benchmark.extra_info``: machine, instruction set, threads, load, bandwidths."""
-    result: dict[str, object] = {
-        "cpu": cpu_name(),
-        "cores": os.cpu_count(),
-        "isa": _C.isa(),
-        "threads": _C.num_threads(),
-        "load": round(os.getloadavg()[0], 2),
-    }
-    if bandwidth:
-        result["read_gb_s"] = round(read_bandwidth(), 2)
-        result["copy_gb_s"] = round(copy_bandwidth(), 2)
-    return result
-
+__all__ = ["copy", "copy_bandwidth", "cpu_name", "facts", "read", "read_bandwidth", "seconds"]
 
 if __name__ == "__main__":
     print(json.dumps(facts(), indent=2))

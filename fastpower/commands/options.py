@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from fastpower.language_model import LanguageModel
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+def add_model_arguments(parser: argparse.ArgumentParser, *, max_rows: int = 64) -> None:
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model",
@@ -21,24 +21,28 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--device", help="for example cuda; default: the CPU")
     group.add_argument("--raw", action="store_true", help="take prompts as plain text, without the chat template")
     group.add_argument("--cache-tokens", type=int, metavar="N", help="tokens of K/V kept (default: by free memory)")
-    group.add_argument("--max-rows", type=int, default=64, metavar="N", help="rows of one decode batch (default 64)")
+    group.add_argument(
+        "--max-rows", type=int, default=max_rows, metavar="N", help=f"rows of one decode batch (default {max_rows})"
+    )
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
 
 
-def add_sampler_arguments(parser: argparse.ArgumentParser, *, method: bool = True, task_defaults: bool = False) -> None:
+def add_sampler_arguments(
+    parser: argparse.ArgumentParser, *, method: bool = True, task_defaults: bool = False, max_new_tokens: int = 512
+) -> None:
     """``task_defaults``: alpha and the horizon are None unless given, and their help says that the task decides."""
     group = parser.add_argument_group("sampler")
     if method:
         group.add_argument("--method", default="mh", help="mh (default), plain, low_temperature, …")
-    alpha, horizon = (None, None) if task_defaults else (4.0, 512)
-    says = {value: "the task's" if task_defaults else f"{value:g}" for value in (4, 512)}
-    group.add_argument("--alpha", type=float, default=alpha, help=f"exponent of p^alpha (default {says[4]})")
+    alpha, horizon = (None, None) if task_defaults else (4.0, max_new_tokens)
+    says = ["the task's" if value is None else f"{value:g}" for value in (alpha, horizon)]
+    group.add_argument("--alpha", type=float, default=alpha, help=f"exponent of p^alpha (default {says[0]})")
     group.add_argument(
         "--max-new-tokens",
         type=int,
         default=horizon,
         metavar="T",
-        help=f"horizon, part of the target (default {says[512]})",
+        help=f"horizon, part of the target (default {says[1]})",
     )
     group.add_argument("--block", type=int, metavar="B", help="tokens per stage (default T/16)")
     group.add_argument("--moves", type=int, metavar="N", help="moves per stage (default 10)")
