@@ -88,6 +88,7 @@ class Chain:
         self.vocab_size = 0
         self._key = derive(seed, prompt_id, index)
         self._submit: Callable[[Chain, Request], Ticket] | None = None
+        self._cancelled: Callable[[], None] | None = None  # called after a ticket of this chain was cancelled
 
     @property
     def prompt_length(self) -> int:

@@ -43,11 +43,17 @@ class Totals:
     draws: int = 0
     parkings: int = 0
 
+    def add(self, rows: int, tokens: int, draws: int) -> None:
+        """Book a forward."""
+        self.rows += rows
+        self.tokens += tokens
+        self.draws += draws
+
 
 class Live:
-    """A chain under way: its generator and the tickets it waits for."""
+    """A chain under way: its generator, the tickets it waits for, and all that are not resolved."""
 
-    __slots__ = ("awaited", "chain", "job", "many", "missing", "order", "run", "since")
+    __slots__ = ("awaited", "chain", "job", "many", "missing", "open", "order", "run", "since")
 
     def __init__(self, order: int, job: Job, chain: Chain, run: Run) -> None:
         self.order = order
@@ -57,4 +63,5 @@ class Live:
         self.awaited: list[Ticket] = []
         self.many = False
         self.missing = 0
+        self.open: set[Ticket] = set()
         self.since = time.perf_counter()

@@ -7,6 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from fastpower.chain import Chain
+from fastpower.decoders.base import TokenDraws
 from fastpower.requests import Branch, Rollout, Suffix, Ticket
 
 
@@ -17,12 +18,13 @@ class Member:
     DONE: ClassVar[int] = 1
 
     __slots__ = (
-        "columns", "ended", "entropy", "forced", "gave_up", "logp", "logz", "next_entropy", "next_logz", "peeking",
-        "request", "ticket", "tokens",
+        "chain", "columns", "draws_next", "ended", "entropy", "forced", "gave_up", "logp", "logz", "next_entropy",
+        "next_logz", "peeking", "request", "ticket", "tokens",
     )  # fmt: skip
 
     def __init__(self, ticket: Ticket, request: Rollout, columns: list[int] | None) -> None:
         self.ticket = ticket
+        self.chain: Chain = ticket.chain
         self.request = request
         self.columns = columns  # the request's exponents among the scheduler's; None = all of them, in order
         self.tokens: list[int] = []
@@ -33,21 +35,15 @@ class Member:
         self.ended = False
         self.gave_up = False
         self.peeking = False
+        self.draws_next = not request.forced  # by the next forward: no token is forced, and it is no peek
         self.next_logz: list[float] | None = None
         self.next_entropy: float | None = None
-
-    @property
-    def chain(self) -> Chain:
-        return self.ticket.chain
-
-    @property
-    def draws_next(self) -> bool:
-        return not self.peeking and self.forced >= len(self.request.forced)
 
     def force(self) -> tuple[int, int]:
         """The next forced token, and whether that was all."""
         token = int(self.request.forced[self.forced])
         self.forced += 1
+        self.draws_next = self.forced >= len(self.request.forced)
         self.chain.counts.decoded_tokens += 1
         self.ticket.decoded += 1
         return token, Member.DONE if self.forced >= self.request.max_new else Member.GOES_ON
@@ -70,7 +66,7 @@ class Member:
             return Member.DONE
         if len(self.tokens) + self.forced >= request.max_new:
             if request.peek:
-                self.peeking = True
+                self.peeking, self.draws_next = True, False
                 return Member.GOES_ON
             return Member.DONE
         if request.watch is not None and request.watch(token, logp, logz, entropy):
@@ -101,12 +97,11 @@ class Lane:
     """One row: ``tokens`` of which the first ``fed`` are in the decoder's ``sequence``."""
 
     __slots__ = (
-        "age", "alpha", "fed", "length", "members", "open", "order", "parent", "resumed", "sequence", "start", "tokens",
+        "alpha", "fed", "length", "members", "open", "parent", "rank", "resumed", "sequence", "start", "tokens",
     )  # fmt: skip
 
     def __init__(self, order: int, age: int, parent: Branch, length: int, alpha: float, member: Member | None) -> None:
-        self.order = order  # of the chain that opened it: older chains go first
-        self.age = age
+        self.rank = (order, age)  # order of the chain that opened it: older chains go first
         self.parent = parent
         self.length = length
         self.alpha = alpha
@@ -121,8 +116,54 @@ class Lane:
     def split(self, age: int, tokens: list[int], members: list[Member]) -> Lane:
         """A lane for members whose tokens went another way; it has no sequence yet."""
         child = object.__new__(Lane)
-        child.order, child.age, child.parent, child.length = self.order, age, self.parent, self.length
+        child.rank, child.parent, child.length = (self.rank[0], age), self.parent, self.length
         child.alpha, child.start, child.tokens, child.fed = self.alpha, self.start, tokens, 0
         child.resumed = 0
         child.sequence, child.members, child.open = None, members, False
         return child
+
+    def feed(self, tokens: int) -> bool:
+        """Book a forward that fed so many tokens to all members, in equal shares. True if nothing is left to feed."""
+        self.fed += tokens
+        complete = self.fed == len(self.tokens)
+        share = 1.0 / len(self.members)
+        for member in self.members:
+            counts = member.chain.counts
+            counts.forwards += share
+            if share < 1.0:
+                counts.shared_rows += 1.0 - share
+                counts.shared_prefill_tokens += (1.0 - share) * (tokens - 1)
+            if tokens > 1:
+                counts.prefill_tokens += share * (tokens - 1)
+            if self.open and complete:
+                counts.resumed_tokens += share * self.resumed
+        return complete
+
+    def advance(
+        self, out: TokenDraws, row: int, draw: int, eos_ids: frozenset[int]
+    ) -> tuple[dict[int, list[Member]], list[tuple[Member, int]]]:
+        """Hand a row's results to the members; ``draw`` is the row's first draw.
+
+        Members that go on by the token they go on with, and the others with their last token (−1: none was drawn).
+        """
+        logz, entropy = out.logz[row], out.entropy[row]
+        groups: dict[int, list[Member]] = {}
+        done: list[tuple[Member, int]] = []
+        for member in self.members:
+            if member.peeking:
+                member.next_logz, member.next_entropy = logz, entropy
+                done.append((member, -1))
+                continue
+            if not member.draws_next:
+                token, state = member.force()
+            else:
+                token, logp = out.token[draw], out.logp[draw]
+                draw += 1
+                if token < 0:  # only the excluded token has mass here, so keeping it was certain
+                    token, logp = member.request.exclude, 0.0
+                state = member.take(token, logp, logz, entropy, eos_ids)
+            if state == Member.GOES_ON:
+                groups.setdefault(token, []).append(member)
+            else:
+                done.append((member, token))
+        return groups, done

@@ -46,7 +46,7 @@ class Branch:
         release: Callable[[int], None] | None = None,
     ) -> None:
         self.tokens = tokens  #: every token, prompt included
-        self.root = root  #: the prompt this branch grew from
+        self.root = root  #: the prompt, if this branch begins with all of it and is not it
         self.sequence = sequence  #: decoder handle, None while evicted
         self.held = held  #: tokens whose K/V ``sequence`` holds (usually all but the last)
         self._release = release
@@ -137,6 +137,8 @@ class Ticket:
     def cancel(self) -> None:
         self.cancelled = True
         self.result = None
+        if self.chain._cancelled is not None:
+            self.chain._cancelled()
 
 
 def check(request: Request, max_length: int) -> None:

@@ -41,7 +41,10 @@ class Residence:
 
     def branch(self, lane: Lane, tokens: Sequence[int]) -> Branch:
         """A new branch of ``tokens`` sharing what the lane has in the cache (it starts evicted if that is full)."""
-        branch = Branch(tokens, lane.parent.root or lane.parent, release=self._release)
+        root: Branch | None = lane.parent.root or lane.parent
+        if root is not None and lane.length < len(root.tokens):
+            root = None  # it left the prompt before its end: the prompt's K/V behind that are not its own
+        branch = Branch(tokens, root, release=self._release)
         assert lane.sequence is not None
         if self.resume:
             with contextlib.suppress(CacheFull):

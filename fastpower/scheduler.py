@@ -14,23 +14,26 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
+import operator
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
+from fastpower.batch import Batch
 from fastpower.chain import Chain
-from fastpower.decoders.base import Decoder, Draws, TokenDraws, Work
+from fastpower.decoders.base import Decoder, TokenDraws
 from fastpower.errors import CacheFull, InvalidLogits
 from fastpower.jobs import Finished, Job, Live, Totals
 from fastpower.lanes import Lane, Member
 from fastpower.outcome import Outcome
-from fastpower.requests import Branch, Request, Response, Rollout, Score, Scored, Ticket, check
+from fastpower.requests import Branch, Request, Response, Rollout, Score, Ticket, check
 from fastpower.residence import Residence
+from fastpower.scoring import Scoring
 
-# Bits of fastpower.kernels.Status; written out so that the hot loop compares integers.
-_BAD_ROW, _EXHAUSTED = 1 | 2, 4
+# NAN | MASKED of fastpower.kernels.Status; written out so that the hot loop compares integers.
+_BAD_ROW = 1 | 2
 
 
 class Scheduler:
@@ -57,12 +60,9 @@ class Scheduler:
         lock_step: bool = False,
         on_step: Callable[[Scheduler], None] | None = None,
     ) -> None:
-        if max_rows < 1:
-            raise ValueError(f"max_rows must be at least 1, got {max_rows}")
-        if max_chains is not None and max_chains < 1:
-            raise ValueError(f"max_chains must be at least 1, got {max_chains}")
-        if prefill_tokens < 1:
-            raise ValueError(f"prefill_tokens must be at least 1, got {prefill_tokens}")
+        for name, value in (("max_rows", max_rows), ("max_chains", max_chains), ("prefill_tokens", prefill_tokens)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
         self.decoder = decoder
         self.max_rows = max_rows
         self.max_chains = max_chains or max_rows
@@ -84,6 +84,7 @@ class Scheduler:
         self._exponents: tuple[float, ...] = ()
         self._exponent_array = np.zeros(0, np.float32)
         self._pressed = False  # memory ran out: admit nothing until something is given back
+        self._cancelled = False  # a ticket was cancelled since lanes were last searched for such
         self._finished: list[Finished] = []
 
     # -- running -----------------------------------------------------------------------------------------------
@@ -98,13 +99,11 @@ class Scheduler:
         exhausted = False
         try:
             while True:
-                joining = not (self.lock_step and self.live)
-                while (
-                    joining and not exhausted and len(self.live) < self.max_chains and len(self._lanes) < self.max_rows
-                ):
+                joining = not exhausted and not (self.lock_step and self.live)
+                while joining and len(self.live) < self.max_chains and len(self._lanes) < self.max_rows:
                     job = next(queue, None)
                     if job is None:
-                        exhausted = True
+                        exhausted, joining = True, False
                     else:
                         self._begin(job)
                         self._advance()
@@ -128,9 +127,8 @@ class Scheduler:
     def _begin(self, job: Job) -> None:
         chain = Chain(job.sampler, self.residence.root(job.prompt), job.seed, job.prompt_id, job.chain)
         chain.eos_ids = self.decoder.eos_ids
-        chain.max_length = self.decoder.max_length
-        chain.vocab_size = self.decoder.vocab_size
-        chain._submit = self._submit
+        chain.max_length, chain.vocab_size = self.decoder.max_length, self.decoder.vocab_size
+        chain._submit, chain._cancelled = self._submit, self._note_cancelled
         live = Live(next(self._counter), job, chain, job.sampler.run(chain))
         self.live.append(live)
         self._owner[chain] = live
@@ -162,13 +160,9 @@ class Scheduler:
                 self._ready.append(live)
 
     def _finish(self, live: Live, outcome: Outcome | None, error: Exception | None) -> None:
-        for lane in (*self._lanes, *self._parked):
-            for member in lane.members:
-                if member.chain is live.chain:
-                    member.ticket.cancel()
-        for _, _, ticket in self._waiting:
-            if ticket.chain is live.chain:
-                ticket.cancel()
+        for ticket in live.open:
+            ticket.cancel()
+        live.open.clear()
         live.run.close()
         live.chain.partial = None  # it holds the chain's record, and with it pages, in a cycle
         self.live.remove(live)
@@ -194,20 +188,25 @@ class Scheduler:
 
     def _submit(self, chain: Chain, request: Request) -> Ticket:
         check(request, chain.max_length)
-        ticket = Ticket(request, chain)
-        heapq.heappush(self._waiting, (self._owner[chain].order, next(self._counter), ticket))
+        ticket, live = Ticket(request, chain), self._owner[chain]
+        live.open.add(ticket)
+        heapq.heappush(self._waiting, (live.order, next(self._counter), ticket))
         missing = set(request.exponents) - set(self._exponents)
         if missing:
             self._exponents = (*self._exponents, *sorted(missing))
             self._exponent_array = np.array(self._exponents, np.float32)
         return ticket
 
+    def _note_cancelled(self) -> None:
+        self._cancelled = True
+
     def _resolve(self, ticket: Ticket, result: Response | None, error: Exception | None = None) -> None:
         if ticket.cancelled:
             return
         ticket.result, ticket.error = result, error
+        live = self._owner[ticket.chain]
+        live.open.discard(ticket)
         if ticket.awaited:
-            live = self._owner[ticket.chain]
             live.missing -= 1
             if live.missing == 0:
                 self._ready.append(live)
@@ -249,92 +248,58 @@ class Scheduler:
 
     # -- memory ----------------------------------------------------------------------------------------------------
 
-    def _park_youngest(self) -> None:
-        lane = max(self._lanes, key=lambda lane: (lane.order, lane.age))
+    def _make_room(self, spared: int) -> bool:
+        """After CacheFull: drop what is idle, else park the youngest lane if more than ``spared`` are left."""
+        if self.residence.evict():
+            return True
+        if len(self._lanes) <= spared:
+            return False
+        lane = max(self._lanes, key=_rank)
         self._lanes.remove(lane)
         self.residence.park(lane)
         self._parked.append(lane)
-        self._parked.sort(key=lambda lane: (lane.order, lane.age))
+        self._parked.sort(key=_rank)
         self._pressed = True
         self.totals.parkings += 1
+        return True
 
     def _score(self, ticket: Ticket, request: Score) -> None:
         """Scores are single forwards: they run on their own, at once."""
-        lane = Lane(0, next(self._counter), request.parent, request.length, 1.0, None)
-        keep = request.length - 1  # the token before the first scored one is fed again, to get its row
-        tokens = [*lane.tokens, *request.tokens]
+        scoring = Scoring(request, next(self._counter))
+        columns = [self._exponents.index(e) for e in request.exponents]
         while True:
             try:
-                if lane.sequence is None:
-                    self.residence.materialise(lane)
-                assert lane.sequence is not None
-                lane.fed = min(lane.fed, keep)
-                self.decoder.truncate(lane.sequence, lane.fed)
-                [scores] = self.decoder.score([Work(lane.sequence, tokens[lane.fed :])], self._exponent_array)
+                result, fed = scoring.run(self.decoder, self.residence, self._exponent_array, columns)
                 break
-            except CacheFull as full:
-                if self.residence.evict():
+            except (CacheFull, InvalidLogits) as error:
+                if isinstance(error, CacheFull) and self._make_room(0):
                     continue
-                if self._lanes:
-                    self._park_youngest()
-                    continue
-                self.residence.drop(lane)
-                self._resolve(ticket, None, full)
+                self.residence.drop(scoring.lane)
+                self._resolve(ticket, None, error)
                 return
-            except InvalidLogits as invalid:
-                self.residence.drop(lane)
-                self._resolve(ticket, None, invalid)
-                return
-        columns = [self._exponents.index(e) for e in request.exponents]
-        first = keep - lane.fed
-        fed_before, lane.fed = lane.fed, len(tokens)
-        branch = self.residence.branch(lane, tokens)
-        self.residence.drop(lane)
         counts = ticket.chain.counts
         counts.forwards += 1
-        counts.prefill_tokens += len(tokens) - fed_before - 1
-        self.totals.rows += 1
-        self.totals.tokens += len(tokens) - fed_before
-        n = len(request.tokens)
-        self._resolve(
-            ticket,
-            Scored(
-                scores.logp[first : first + n].astype(np.float64),
-                scores.logz[first : first + n, columns].astype(np.float64),
-                scores.entropy[first : first + n].astype(np.float64),
-                branch,
-            ),
-        )
+        counts.prefill_tokens += fed - 1
+        self.totals.add(1, fed, 0)
+        self._resolve(ticket, result)
 
     # -- one decode step ---------------------------------------------------------------------------------------
 
     def _step(self) -> None:
         if self.residence.flush():
             self._pressed = False
-        self._lanes = [lane for lane in self._lanes if self._prune(lane)]
-        self._parked = [lane for lane in self._parked if self._prune(lane)]
+        if self._cancelled:
+            self._cancelled = False
+            self._lanes = [lane for lane in self._lanes if self._prune(lane)]
+            self._parked = [lane for lane in self._parked if self._prune(lane)]
         self._admit()
         while self._lanes:
-            batch = self._lanes[: self.max_rows]
-            work: list[Work] = []
             try:
-                budget = self.prefill_tokens
-                ready: list[Lane] = []
-                for lane in batch:
-                    if lane.sequence is None:
-                        self.residence.materialise(lane)
-                    pending = len(lane.tokens) - lane.fed
-                    take = min(pending, 1 + budget)
-                    budget -= take - 1
-                    assert lane.sequence is not None
-                    work.append(Work(lane.sequence, lane.tokens[lane.fed : lane.fed + take]))
-                    ready.append(lane)
-                results = self._forward(ready, work)
+                batch = Batch(self._lanes[: self.max_rows], self.residence, self.prefill_tokens)
+                out = batch.forward(self.decoder, self._exponent_array)
+                break
             except CacheFull as full:
-                if self.residence.evict():
-                    continue
-                if len(self._lanes) > 1:
-                    self._park_youngest()
+                if self._make_room(1):
                     continue
                 [lane] = self._lanes
                 self._lanes = []
@@ -343,12 +308,15 @@ class Scheduler:
                 for member in lane.members:
                     self._resolve(member.ticket, None, full)
                 return
-            survivors: list[Lane] = []
-            for i, (lane, item) in enumerate(zip(ready, work, strict=True)):
-                self._deliver(lane, i, len(item.tokens), results, survivors)
-            self._lanes = survivors + self._lanes[len(batch) :]
-            self._lanes.sort(key=_age)
+        else:
             return
+        self.totals.steps += 1
+        self.totals.add(len(batch.lanes), batch.tokens, len(batch.rows))
+        survivors: list[Lane] = []
+        for row, lane in enumerate(batch.lanes):
+            self._deliver(lane, row, batch, out, survivors)
+        self._lanes = survivors + self._lanes[len(batch.lanes) :]
+        self._lanes.sort(key=_rank)
 
     def _prune(self, lane: Lane) -> bool:
         """Forget cancelled members; False (and the lane is dropped) if nobody is left."""
@@ -368,65 +336,14 @@ class Scheduler:
             if self._open.get(lane.start) is lane:
                 del self._open[lane.start]
 
-    def _forward(self, lanes: list[Lane], work: list[Work]) -> tuple[TokenDraws, list[int]]:
-        rows: list[int] = []
-        keys: list[int] = []
-        positions: list[int] = []
-        exclude: list[int] = []
-        firsts: list[int] = []
-        for i, (lane, item) in enumerate(zip(lanes, work, strict=True)):
-            firsts.append(len(rows))
-            if lane.fed + len(item.tokens) < len(lane.tokens):
-                continue  # a prefill chunk that is not the last
-            position = len(lane.tokens)
-            for member in lane.members:
-                if member.draws_next:
-                    rows.append(i)
-                    keys.append(member.request.key)
-                    positions.append(position)
-                    exclude.append(member.request.exclude if not member.tokens else -1)
-        draws = Draws(
-            np.array([lane.alpha for lane in lanes], np.float32),
-            self._exponent_array,
-            np.array(rows, np.int64),
-            np.array(keys, np.uint64),
-            np.array(positions, np.int64),
-            np.array(exclude, np.int64),
-        )
-        out = self.decoder.forward(work, draws)
-        totals = self.totals
-        totals.steps += 1
-        totals.rows += len(work)
-        totals.tokens += sum(len(item.tokens) for item in work)
-        totals.draws += len(rows)
-        return (
-            TokenDraws(
-                out.token.tolist(), out.logp.tolist(), out.logz.tolist(), out.entropy.tolist(), out.status.tolist()
-            ),
-            firsts,
-        )
-
-    def _deliver(
-        self, lane: Lane, row: int, fed: int, results: tuple[TokenDraws, list[int]], survivors: list[Lane]
-    ) -> None:
+    def _deliver(self, lane: Lane, row: int, batch: Batch, out: TokenDraws, survivors: list[Lane]) -> None:
         """Hand a row's results to the lane's members, finish those that are done, split the rest by token."""
-        out, firsts = results
-        lane.fed += fed
-        share = 1.0 / len(lane.members)
-        for member in lane.members:
-            counts = member.chain.counts
-            counts.forwards += share
-            counts.prefill_tokens += share * (fed - 1)
-            counts.shared_rows += 1.0 - share
-            counts.shared_prefill_tokens += (1.0 - share) * (fed - 1)
-        if lane.fed < len(lane.tokens):
+        if not lane.feed(len(batch.work[row].tokens)):
             survivors.append(lane)
             return
         if lane.open:
             self._close(lane)
             self.residence.share(lane)
-            for member in lane.members:
-                member.chain.counts.resumed_tokens += share * lane.resumed
         status: int = out.status[row]
         if status & _BAD_ROW:
             what = "NaN or +inf" if status & 1 else "no finite entry"
@@ -437,29 +354,13 @@ class Scheduler:
             for member in lane.members:
                 self._resolve(member.ticket, None, error)
             return
-        logz: list[float] = out.logz[row]
-        entropy: float = out.entropy[row]
-        draw = firsts[row]
-        groups: dict[int, list[Member]] = {}
-        done: list[tuple[Member, int]] = []
-        for member in lane.members:
-            if member.peeking:
-                member.next_logz, member.next_entropy = logz, entropy
-                done.append((member, -1))
-                continue
-            if not member.draws_next:
-                token, state = member.force()
-            else:
-                token, logp = out.token[draw], out.logp[draw]
-                draw += 1
-                if token < 0:  # only the excluded token has mass here, so keeping it was certain
-                    token, logp = member.request.exclude, 0.0
-                state = member.take(token, logp, logz, entropy, self.decoder.eos_ids)
-            if state == Member.GOES_ON:
-                groups.setdefault(token, []).append(member)
-            else:
-                done.append((member, token))
-        self._split(lane, groups, survivors, done)
+        groups, done = lane.advance(out, row, batch.firsts[row], self.decoder.eos_ids)
+        if done or len(groups) > 1:
+            self._split(lane, groups, survivors, done)
+            return
+        [token] = groups
+        lane.tokens.append(token)
+        survivors.append(lane)
 
     def _split(
         self, lane: Lane, groups: dict[int, list[Member]], survivors: list[Lane], done: list[tuple[Member, int]]
@@ -494,5 +395,4 @@ class Scheduler:
             survivors.append(child)
 
 
-def _age(lane: Lane) -> tuple[int, int]:
-    return lane.order, lane.age
+_rank = operator.attrgetter("rank")
