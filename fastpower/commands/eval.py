@@ -91,10 +91,12 @@ def evaluation_from(args: argparse.Namespace) -> Evaluation:
     """What the arguments ask for; data and settings are checked, the model is not touched."""
     from fastpower.evaluate.evaluation import Evaluation
     from fastpower.evaluate.methods import parse_methods, parse_options
-    from fastpower.evaluate.tasks import load_task
+    from fastpower.evaluate.tasks import is_procedural, load_task
 
     options = args.task_options or {}
     options = dict(options) if isinstance(options, dict) else parse_options(options)
+    if args.n is not None and is_procedural(args.task):
+        options.setdefault("size", args.n)  # as many as are asked for, whatever the task's own default
     task = load_task(args.task, data=args.data, skip_bad_lines=args.skip_bad_lines or None, **options)
     return Evaluation(
         task,

@@ -46,6 +46,11 @@ class Evaluation:
             raise ValueError(f"chains must be at least 1 per problem, got {self.chains}")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"n must be at least 1 problem, got {self.limit}")
+        if self.limit is not None and self.limit > len(self.task.problems):
+            raise ValueError(
+                f"n = {self.limit} problems are asked for, but task {self.task.name!r} has {len(self.task.problems)}; "
+                "leave n out to take all"
+            )
         if self.match_best_of_n and len([m for m in self.methods if m.name != "plain"]) == 0:
             raise ValueError("match_best_of_n needs a method other than plain to match")
         ids = [problem.id for problem in self.problems]

@@ -48,12 +48,21 @@ def test_json_has_one_object_per_method(tmp_path: Path, capsys: pytest.CaptureFi
     assert rows[1]["acceptance"] is not None and rows[1]["against"] is not None
 
 
+def test_a_procedural_task_makes_as_many_problems_as_are_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _eval("--task", "arithmetic", "--methods", "plain", "--n", "103", "--json", "--max-new-tokens", "4",
+                 "--out", str(tmp_path)) == 0  # fmt: skip
+    assert json.loads(capsys.readouterr().out)["answers"] == 103
+
+
 @pytest.mark.parametrize(
     "args, message",
     [
         (["--task", "toi", "--out", "RUN"], "unknown task 'toi': did you mean 'toy'"),
         (["--task", "toy", "--out", "RUN", "--methods", "plane"], "unknown method 'plane': did you mean 'plain'"),
         (["--task", "toy", "--out", "RUN", "--methods", "mh(move=2)"], "no setting 'move'"),
+        (["--task", "toy", "--out", "RUN", "--n", "6"], "n = 6 problems are asked for, but task 'toy' has 5"),
         (["--task", "toy"], "--out is needed"),
         (["--out", "RUN"], "--task is needed"),
         (["--task", "toy", "--out", "/proc/run"], "cannot be written"),

@@ -14,7 +14,7 @@ from fastpower.evaluate.tasks.humaneval import humaneval
 from fastpower.evaluate.tasks.mathematics import aime, gsm8k, math500, math_mini
 from fastpower.evaluate.tasks.reasoning_gym import reasoning_gym
 
-__all__ = ["Problem", "Task", "load_task", "task_names"]
+__all__ = ["Problem", "Task", "is_procedural", "load_task", "task_names"]
 
 _TASKS: dict[str, Callable[..., Task]] = {
     "aime": aime,
@@ -30,6 +30,11 @@ _TASKS: dict[str, Callable[..., Task]] = {
 def task_names() -> list[str]:
     """Names that ``load_task`` knows; ``reasoning_gym:NAME`` stands for any of that package's data sets."""
     return [*sorted(_TASKS), "reasoning_gym:NAME"]
+
+
+def is_procedural(name: str) -> bool:
+    """Whether the task makes its problems itself, as many as its option ``size`` says."""
+    return name.startswith("reasoning_gym:") or name == "arithmetic"
 
 
 def load_task(name: str, **options: Any) -> Task:
