@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fastpower.cli import main
+from fastpower.cli import build_parser, main
 from fastpower.commands import eval as command
 from fastpower.evaluate import tasks
 from tests.evaluate.toys import toy_model, toy_task
@@ -48,12 +48,10 @@ def test_json_has_one_object_per_method(tmp_path: Path, capsys: pytest.CaptureFi
     assert rows[1]["acceptance"] is not None and rows[1]["against"] is not None
 
 
-def test_a_procedural_task_makes_as_many_problems_as_are_asked_for(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert _eval("--task", "arithmetic", "--methods", "plain", "--n", "103", "--json", "--max-new-tokens", "4",
-                 "--out", str(tmp_path)) == 0  # fmt: skip
-    assert json.loads(capsys.readouterr().out)["answers"] == 103
+@pytest.mark.parametrize("options", [[], ["--task-options", "size=200"]])
+def test_a_procedural_task_makes_as_many_problems_as_are_asked_for(options: list[str]) -> None:
+    args = build_parser().parse_args(["eval", "--task", "arithmetic", "--n", "103", *options])
+    assert len(command.evaluation_from(args).problems) == 103
 
 
 @pytest.mark.parametrize(
