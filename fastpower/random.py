@@ -30,6 +30,7 @@ class Purpose(enum.IntEnum):
     RESAMPLE = 5  #: ancestors
     SWAP = 6  #: exchange between temperatures
     ANSWER = 7  #: which particle is returned
+    KIND = 8  #: which kind of move
 
 
 def philox(key: int, c0: int, c1: int = 0, c2: int = 0, c3: int = 0) -> tuple[int, int, int, int]:

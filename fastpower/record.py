@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fastpower.requests import Branch, Suffix
+from fastpower.requests import Branch, Scored, Suffix
 
 Array = NDArray[np.float64]
 
@@ -38,6 +38,24 @@ class Record:
     def empty(cls, prompt: Branch, exponents: int = 1) -> Record:
         """No answer yet."""
         return cls([], np.zeros(0), np.zeros((0, exponents)), np.zeros(0), False, prompt)
+
+    def first(self, length: int) -> Record:
+        """The first ``length`` tokens, sharing this record's branch; the whole record if it has no more."""
+        if length >= len(self):
+            return self
+        cut = slice(length)
+        return Record(self.tokens[cut], self.logp[cut], self.logz[cut], self.entropy[cut], False, self.branch)
+
+    def followed_by(self, tokens: list[int], scored: Scored, ended: bool) -> Record:
+        """This record, then given tokens with the numbers that a ``Score`` found for them."""
+        return Record(
+            self.tokens + tokens,
+            np.concatenate([self.logp, scored.logp]),
+            np.concatenate([self.logz, scored.logz]),
+            np.concatenate([self.entropy, scored.entropy]),
+            ended,
+            scored.branch,
+        )
 
     def spliced(self, position: int, suffix: Suffix) -> Record:
         """The first ``position`` tokens of this record, then ``suffix``.

@@ -16,9 +16,11 @@ from typing import ClassVar
 from fastpower.chain import Chain
 from fastpower.cuts import CutLaw, EntropyJumpCut
 from fastpower.outcome import Outcome
+from fastpower.random import Purpose
 from fastpower.record import Record
 from fastpower.samplers.move import Move, MoveKernel
 from fastpower.samplers.staged import Refine, Staged, Trace, event
+from fastpower.samplers.window import WindowKernel
 
 
 @dataclass(frozen=True)
@@ -27,40 +29,61 @@ class MetropolisHastings(Staged):
 
     maximise: accept y iff log p(y) > log p(x) instead (the α → ∞ variant, "max swap"; its outcome is marked inexact).
     early_rejection, prefetch (moves decoded ahead, 1 = none): lossless acceleration.
+    window: tokens of a move that keeps the tail (``window.py``), 0 = no such moves; window_share: their share, < 1.
     """
 
     early_rejection: bool = True
     prefetch: int = 1
     maximise: bool = False
+    window: int = 0
+    window_share: float = 0.5
     method: ClassVar[str] = "mh"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.prefetch < 1:
             raise ValueError(f"prefetch must be at least 1 (1 = one move at a time), got {self.prefetch}")
+        if self.window < 0:
+            raise ValueError(f"window must be ≥ 0 tokens (0 = no window moves), got {self.window}")
+        if not 0.0 < self.window_share < 1.0:
+            raise ValueError(
+                f"window_share must lie in (0, 1), got {self.window_share}; window moves alone never change the length "
+                "(window=0 makes none)"
+            )
 
     def kernel(self, horizon: int) -> MoveKernel:
         """The move at one horizon."""
         alpha = self.target.alpha
         return MoveKernel(alpha, horizon, self.cut, (alpha,), 0, self.skip, self.early_rejection, self.maximise)
 
+    def window_kernel(self, horizon: int) -> WindowKernel:
+        """The move that keeps the tail."""
+        alpha, window = self.target.alpha, self.window
+        return WindowKernel(
+            alpha, horizon, self.cut, (alpha,), 0, self.skip, self.early_rejection, self.maximise, window
+        )
+
     def refine(self, chain: Chain, x: Record, horizon: int, stage: int, trace: Trace) -> Refine:
-        kernel = self.kernel(horizon)
-        ahead: deque[Move] = deque()
+        suffix, window = self.kernel(horizon), self.window_kernel(horizon)
+        ahead: deque[tuple[MoveKernel, Move]] = deque()
         for i in range(self.moves):
             chain.partial = lambda x=x: self.outcome(chain, x, trace, complete=False)
             while len(ahead) < min(self.prefetch, self.moves - i):
-                ahead.append(kernel.start(chain, x, "move", stage, i + len(ahead)))
-            move = ahead.popleft()
+                labels = ("move", stage, i + len(ahead))
+                windowed = self.window > 0 and chain.uniform(Purpose.KIND, *labels) < self.window_share
+                kernel = window if windowed else suffix
+                ahead.append((kernel, kernel.start(chain, x, *labels)))
+            kernel, move = ahead.popleft()
             y, log_ratio = yield from kernel.finish(chain, x, move)
             accepted = y is not None and move.log_u < log_ratio
             chain.moved(accepted)
             if accepted and y is not None and y is not x:
                 x = y
-                for later in ahead:  # decoded for a state that is no more
+                for _, later in ahead:  # decoded for a state that is no more
                     later.cancel()
                 ahead.clear()
-            trace.append(event(stage, horizon, move.cut, accepted, x))
+            line = event(stage, horizon, move.cut, accepted, x)
+            trace.append(line | {"window": self.window} if kernel is window else line)
         return x
 
     def outcome(self, chain: Chain, x: Record, trace: Trace, *, complete: bool = True) -> Outcome:

@@ -14,6 +14,9 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fastpower.chain import Chain
 from fastpower.cuts import Bound, CutLaw
 from fastpower.proposal import Redraw, redraw
@@ -21,6 +24,7 @@ from fastpower.random import Purpose
 from fastpower.record import Record
 from fastpower.requests import Suffix, Ticket
 
+Array = NDArray[np.float64]
 Proposed = Generator[Any, Any, tuple[Record | None, float]]
 
 
@@ -56,7 +60,8 @@ class MoveKernel:
     def start(self, chain: Chain, x: Record, *labels: int | str) -> Move:
         """Begin a move whose randomness is keyed by ``labels``. U and the first difference are known at once."""
         log_u = math.log(chain.uniform(Purpose.ACCEPT, *labels))
-        cut = self.cut.draw(x.entropy, self.horizon, chain.uniform(Purpose.CUT, *labels))
+        entropy = self.cuttable(x)
+        cut = self.cut.draw(entropy, self.horizon, chain.uniform(Purpose.CUT, *labels)) if len(entropy) else None
         if cut is None:
             return Move(None, log_u, None, None)
         plan = self.redraw(chain, x, cut, *labels)
@@ -65,6 +70,10 @@ class MoveKernel:
         if self.early_rejection and plan.difference is not None:
             plan.rollout.watch = self.watch(x, cut, plan.difference, log_u)
         return Move(cut, log_u, plan, chain.start(plan.rollout))
+
+    def cuttable(self, x: Record) -> Array:
+        """Entropies of the positions where a move may cut."""
+        return x.entropy
 
     def redraw(self, chain: Chain, x: Record, cut: int, *labels: int | str) -> Redraw:
         """The redraw of x from ``cut``, not yet started."""

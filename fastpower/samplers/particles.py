@@ -142,7 +142,7 @@ def advance(
         if suffix.next_logz is not None:
             following[i] = suffix.next_logz
     if fixed is not None and not particles.records[0].ended:
-        particles.records[0] = prefix(fixed, end)
+        particles.records[0] = fixed.first(end)
         if peek and len(fixed) > end:
             following[0] = fixed.logz[end]
         alive = [0, *alive]
@@ -164,17 +164,3 @@ def catch_up(particles: Particles, target: PowerTarget) -> None:
     if particles.position < target.horizon:
         missing = target.alpha - target.exponent(particles.position)
         particles.log_weights += missing * np.array([record.total_logp for record in particles.records])
-
-
-def prefix(record: Record, length: int) -> Record:
-    """The first ``length`` tokens of an answer, sharing its branch (used for a retained trajectory)."""
-    if length >= len(record):
-        return record
-    return Record(
-        record.tokens[:length],
-        record.logp[:length],
-        record.logz[:length],
-        record.entropy[:length],
-        False,
-        record.branch,
-    )

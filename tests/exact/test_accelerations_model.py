@@ -13,7 +13,7 @@ from fastpower.target import PowerTarget
 from .test_accelerations import PLAIN_SAMPLER, PLAIN_SCHEDULER, WAYS
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
-CHAINS = 6
+CHAINS = 5
 LEFT_OUT = {"2 rows", "3 rows", "8 rows", "13 rows"}  # 1, 5 and 32 are tested
 
 
@@ -38,12 +38,17 @@ def bits(decoder, options, scheduler_options) -> list[tuple]:
     return [found[seed] for seed in range(CHAINS)]
 
 
-def test_no_acceleration_and_no_batch_size_changes_a_bit_of_the_packaged_model(decoder):
-    expected = bits(decoder, PLAIN_SAMPLER, {**PLAIN_SCHEDULER, "max_rows": 2})
-    assert len({tuple(answer[0]) for answer in expected}) == CHAINS, "the answers should differ between seeds"
-    assert any(event["accepted"] for answer in expected for event in answer[-1])
-    assert any(not event["accepted"] for answer in expected for event in answer[-1])
-    for name, (options, scheduler_options) in WAYS.items():
-        if name in LEFT_OUT:
-            continue
-        assert bits(decoder, options, scheduler_options) == expected, name
+@pytest.fixture(scope="module")
+def unaccelerated(decoder) -> list[tuple]:
+    return bits(decoder, PLAIN_SAMPLER, {**PLAIN_SCHEDULER, "max_rows": 2})
+
+
+def test_the_answers_compared_differ_and_have_moved(unaccelerated):
+    assert len({tuple(answer[0]) for answer in unaccelerated}) == CHAINS
+    assert {event["accepted"] for answer in unaccelerated for event in answer[-1]} == {True, False}
+
+
+@pytest.mark.parametrize("name", [name for name in WAYS if name not in LEFT_OUT])
+def test_no_acceleration_and_no_batch_size_changes_a_bit_of_the_packaged_model(decoder, unaccelerated, name):
+    options, scheduler_options = WAYS[name]
+    assert bits(decoder, options, scheduler_options) == unaccelerated
