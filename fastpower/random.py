@@ -49,7 +49,11 @@ def _label(text: str) -> int:
 
 
 def derive(seed: int, *labels: int | str) -> int:
-    """A 64-bit key from a seed and a path of labels. Different paths give unrelated streams."""
+    """A 64-bit key from a seed and a path of labels. Different paths give unrelated streams.
+
+    >>> derive(7, "move", 0, 3) == derive(7, "move", 0, 3) != derive(7, "move", 3, 0)
+    True
+    """
     key = seed & _MASK64
     for depth, label in enumerate(labels):
         x = (_label(label) if isinstance(label, str) else label) & _MASK64

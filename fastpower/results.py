@@ -97,7 +97,15 @@ class Result:
 
 
 class Results(Sequence[Result]):
-    """Answers in the order of prompts, then chains."""
+    """Answers in the order of prompts, then chains.
+
+    >>> from fastpower import generate, load, make_sampler
+    >>> from fastpower.decoders.toy import ToyDecoder, random_logits
+    >>> model = load(ToyDecoder(random_logits(5, seed=7, eos=0), 5, [0]))
+    >>> results = generate(model, ["1 2", "3"], make_sampler("mh", max_new_tokens=9), seed=4, chains=2)
+    >>> results, [result.chain for result in results], results[0].ended
+    (Results(4 answers), [0, 1, 0, 1], True)
+    """
 
     def __init__(self, items: Sequence[Result]) -> None:
         self._items = list(items)

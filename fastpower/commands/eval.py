@@ -44,7 +44,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     group.add_argument("--data", metavar="PATH", help="the task's problems: .json, .jsonl, .csv, .parquet (.gz)")
     group.add_argument("--task-options", metavar="K=V,…", help="options of the task, such as min_terms=2,max_terms=2")
     group.add_argument("--skip-bad-lines", action="store_true", help="leave malformed lines of data out with a warning")
-    group.add_argument("--n", type=int, metavar="N", help="the first N problems (default: all)")
+    group.add_argument("--n", "--limit", type=int, metavar="N", help="the first N problems (default: all)")
     group.add_argument("--chains", type=int, default=1, metavar="K", help="answers per problem and method (default 1)")
     group.add_argument(
         "--methods",

@@ -27,7 +27,11 @@ class Grade(NamedTuple):
 
 
 def boxed(text: str) -> str | None:
-    """Content of the last ``\\boxed`` or ``\\fbox`` whose braces close; None without one."""
+    """Content of the last ``\\boxed`` or ``\\fbox`` whose braces close; None without one.
+
+    >>> boxed("first \\\\boxed{1}, then \\\\boxed{\\\\frac{1}{2}}")
+    '\\\\frac{1}{2}'
+    """
     found = None
     for match in _BOX.finditer(text):
         content = match.group(1) if match.group(1) is not None else _braced(text, match.end())

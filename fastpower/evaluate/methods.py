@@ -48,6 +48,9 @@ def parse_methods(specs: str | Sequence[str | Mapping[str, Any]]) -> list[Method
     """``"plain,mh(moves=4)"``, a list of such texts, or mappings ``{"name": "mh", "moves": 4}`` (as in YAML).
 
     Raises ValueError for text that is not of this form and for a method given twice.
+
+    >>> [method.label for method in parse_methods("plain, mh(moves=4, block=32)")]
+    ['plain', 'mh(block=32,moves=4)']
     """
     methods: list[Method] = []
     for spec in [specs] if isinstance(specs, str) else specs:

@@ -30,7 +30,8 @@ def read_rows(path: str | Path, *, skip_bad_lines: bool = False) -> list[Row]:
     object a line (blank lines are ignored), ``.csv`` a header line, ``.parquet`` needs pandas and pyarrow. Any of the
     first three may be followed by ``.gz``.
 
-    Raises FileNotFoundError, ``BadLine`` (file, line number, what is wrong), ValueError for another suffix.
+    Raises FileNotFoundError, ``BadLine`` (file, line number, what is wrong), ValueError for another suffix and for a
+    file that is not what its suffix says.
     """
     path = Path(path)
     if not path.is_file():
@@ -38,13 +39,18 @@ def read_rows(path: str | Path, *, skip_bad_lines: bool = False) -> list[Row]:
     suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
     if suffix == ".parquet":
         return _parquet(path)
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-        if suffix == ".csv":
-            return list(csv.DictReader(file))
-        if suffix in (".jsonl", ".ndjson"):
-            return [row for _, row in parse_lines(file, path, skip_bad_lines=skip_bad_lines)]
-        if suffix == ".json":
-            return _json(file.read(), path)
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+            if suffix == ".csv":
+                return list(csv.DictReader(file))
+            if suffix in (".jsonl", ".ndjson"):
+                return [row for _, row in parse_lines(file, path, skip_bad_lines=skip_bad_lines)]
+            if suffix == ".json":
+                return _json(file.read(), path)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"data file {str(path)!r} is not UTF-8 text: {error}") from None
+    except (gzip.BadGzipFile, EOFError) as error:
+        raise ValueError(f"data file {str(path)!r} is no whole gzip file: {error}") from None
     raise ValueError(f"data file {str(path)!r}: suffix {suffix!r} is not one of .json, .jsonl, .csv, .parquet (.gz)")
 
 

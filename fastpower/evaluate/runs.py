@@ -144,13 +144,17 @@ class Run:
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """``config.json`` of a run folder. Raises RunError where there is none or it is from a newer version."""
+    """``config.json`` of a run folder. Raises RunError where there is none, it is damaged, or from a newer version."""
     file = Path(path) / "config.json"
     if not file.is_file():
         raise RunError(f"{str(path)!r} is not a run folder: it has no config.json")
-    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    if content.get("format") != FORMAT:
-        raise RunError(f"{file}: format {content.get('format')!r}; this version reads {FORMAT}")
+    try:
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        known = content.get("format")
+    except (ValueError, AttributeError) as error:
+        raise RunError(f"{file} is damaged: {error}") from None
+    if known != FORMAT:
+        raise RunError(f"{file}: format {known!r}; this version reads {FORMAT}")
     return content
 
 

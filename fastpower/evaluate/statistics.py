@@ -67,6 +67,9 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
     """Probability that at least one of k answers drawn without replacement from ``samples`` is among the ``correct``.
 
     The unbiased estimator 1 − C(n−c, k)/C(n, k) of Chen et al. 2021 (2107.03374, equation 1), as a product.
+
+    >>> pass_at_k(samples=4, correct=1, k=1), pass_at_k(samples=4, correct=1, k=2)
+    (0.25, 0.5)
     """
     if not 1 <= k <= samples or not 0 <= correct <= samples:
         raise ValueError(f"pass@k needs 1 ≤ k ≤ samples and 0 ≤ correct ≤ samples; got {k=}, {samples=}, {correct=}")

@@ -61,6 +61,14 @@ def make_sampler(method: str, *, alpha: float = 4.0, max_new_tokens: int = 512, 
 
     Where the method works in blocks and none is given, the block is a sixteenth of the horizon, as in the papers
     (192 of 3072). Raises ValueError with the nearest names.
+
+    >>> sampler = make_sampler("mh", alpha=4, max_new_tokens=512, moves=6)
+    >>> sampler.target.alpha, sampler.block, sampler.moves
+    (4, 32, 6)
+    >>> make_sampler("mh", movs=6)
+    Traceback (most recent call last):
+    ...
+    ValueError: method 'mh' has no setting 'movs' (did you mean 'moves'?); it has: ...
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}{_nearest(method, METHODS)}; known: {', '.join(METHODS)}")

@@ -67,6 +67,9 @@ def test_a_procedural_task_makes_as_many_problems_as_are_asked_for(options: list
         (["--task", "toy", "--out", "RUN", "--task-options", "length=3"], "unknown option of task 'toy' 'length'"),
         (["--task", "math500", "--data", "nowhere.json", "--out", "RUN"], "does not exist"),
         (["--report", "nowhere"], "not a run folder"),
+        (["--task", "toy", "--out", "RUN", "--n", "0"], "n must be at least 1"),
+        (["--task", "toy", "--out", "RUN", "--workers", "2"], "--workers needs --engine ray"),
+        (["--task", "gsm8k", "--data", ".", "--out", "RUN"], "data file '.' does not exist"),
         (["--task", "toy", "--out", "RUN", "--alpha", "-1"], "alpha must be"),
     ],
 )
@@ -99,6 +102,9 @@ def test_a_config_file_has_the_names_of_the_flags_and_flags_win(tmp_path: Path) 
     content = json.loads((tmp_path / "run/config.json").read_text())["config"]
     assert (content["problems"], content["alpha"], content["seed"], content["max_new_tokens"]) == (2, 3.0, 9, 7)
     assert [m["label"] for m in content["methods"]] == ["plain", "mh(moves=2)"]
+    config.write_text("limit: 3\ntask: toy\nmethods: plain\n")  # the harness's name for n
+    assert _eval("--config", str(config), "--out", str(tmp_path / "other")) == 0
+    assert len((tmp_path / "other/records.jsonl").read_text().splitlines()) == 3
 
 
 @pytest.mark.parametrize(
@@ -111,13 +117,15 @@ def test_a_config_file_has_the_names_of_the_flags_and_flags_win(tmp_path: Path) 
         ("engine: clay\n", "one of local, ray is needed"),
         ("- a\n", "mapping"),
         ("a: [\n", "not YAML"),
+        (None, "does not exist"),
     ],
 )
 def test_mistakes_in_a_config_file_are_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None, message: str
 ) -> None:
     config = tmp_path / "eval.yaml"
-    config.write_text(text)
+    if text is not None:
+        config.write_text(text)
     with pytest.raises(SystemExit) as stop:
         _eval("--config", str(config), "--task", "toy", "--out", str(tmp_path / "run"))
     assert stop.value.code == 2

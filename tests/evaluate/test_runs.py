@@ -101,9 +101,13 @@ def test_a_folder_that_cannot_be_written_is_found_at_once(tmp_path: Path) -> Non
         check_writable("/proc/run")
 
 
-def test_a_folder_without_a_config_is_not_a_run(tmp_path: Path) -> None:
+def test_a_folder_without_a_whole_config_is_not_a_run(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"no config\.json"):
         read_config(tmp_path)
+    for content, message in (('{"format": 1, ', "damaged"), ("[]", "damaged"), ('{"format": 7}', "format 7")):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(RunError, match=rf"config\.json.*{message}"):
+            read_config(tmp_path)
 
 
 WRITER = textwrap.dedent("""

@@ -161,6 +161,24 @@ def test_a_malformed_line_is_named_and_can_be_left_out(tmp_path: Path) -> None:
     assert ["line 3" in str(w.message) or "line 4" in str(w.message) for w in caught] == [True, True]
 
 
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("a.jsonl", b'{"question": "\xff"}\n', "'.*a.jsonl' is not UTF-8 text"),
+        ("a.json", b'{"question": "a"}\n{"question": "b"}\n', r"a.json, line 2: Extra data"),
+        ("a.json", b'{"a": [1], "b": [2]}', r"a.json: a list of JSON objects is needed"),
+        ("a.jsonl.gz", b"plain text", "'.*a.jsonl.gz' is no whole gzip file"),
+        ("a.jsonl.gz", gzip.compress(b'{"question": "a"}\n' * 99)[:-12], "no whole gzip file"),
+    ],
+)
+def test_a_file_that_is_not_what_its_name_says_is_refused_by_name(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_rows(tmp_path / name)
+
+
 def test_a_row_without_the_needed_fields_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "d.jsonl"
     path.write_text('{"text": "a"}\n')
