@@ -81,7 +81,8 @@ def custom_generate(
     horizon = int(generation_config.max_length) - input_ids.shape[1]
     chosen = _sampler(sampler, alpha, horizon, block=block, moves=moves)
     with _language_model(model, language_model, generation_config) as ready:
-        results = generate(ready, prompts, chosen, seed=seed, max_rows=max_rows, progress=progress)
+        options: dict[str, Any] = {"seed": seed, "max_rows": max_rows, "progress": progress}
+        results = generate(ready, prompts, chosen, fixed_length=True, **options)
     pad = getattr(generation_config, "_pad_token_tensor", None)
     longest = max(len(result.token_ids) for result in results)
     answers = input_ids.new_full((len(results), longest), 0 if pad is None else int(pad))

@@ -30,13 +30,17 @@ def plan(
     seed: int = 0,
     chains: int = 1,
     prompt_ids: Sequence[int | str] | None = None,
+    fixed_length: bool = False,
 ) -> list[Job]:
     """The jobs of a call of ``generate``, checked before anything is computed.
 
-    Raises ValueError for an empty prompt or chains < 1, and PromptTooLong for one that does not fit with the horizon.
+    Raises ValueError for an empty prompt, chains < 1, or a model without end-of-sequence token unless ``fixed_length``,
+    and PromptTooLong for a prompt that does not fit with the horizon.
     """
     if chains < 1:
         raise ValueError(f"chains must be at least 1 per prompt, got {chains}")
+    if not fixed_length:
+        require_end(model, sampler.target.horizon)
     tokens = [model.tokens(prompt) for prompt in prompts]
     if prompt_ids is not None and len(prompt_ids) != len(tokens):
         raise ValueError(f"prompt_ids must name every prompt: {len(tokens)} prompts, {len(prompt_ids)} ids")
@@ -54,6 +58,15 @@ def plan(
     return jobs
 
 
+def require_end(model: LanguageModel, horizon: int) -> None:
+    """Raise ValueError for a model that names no end-of-sequence token: its answers would all be cut off."""
+    if not model.decoder.eos_ids:
+        raise ValueError(
+            f"{model.name} names no end-of-sequence token, so that every answer would have exactly {horizon} tokens: "
+            "set generation_config.eos_token_id of the model, or, if that is what you want, fixed_length=True"
+        )
+
+
 def stream(
     model: Any,
     prompts: Iterable[Prompt],
@@ -62,6 +75,7 @@ def stream(
     seed: int = 0,
     chains: int = 1,
     prompt_ids: Sequence[int | str] | None = None,
+    fixed_length: bool = False,
     max_rows: int = 64,
     progress: bool | Callable[[Scheduler], None] = False,
     **scheduler_options: Any,
@@ -71,7 +85,8 @@ def stream(
     sampler = sampler or MetropolisHastings()
     if isinstance(prompts, str):
         prompts = [prompts]
-    jobs = plan(language_model, prompts, sampler, seed=seed, chains=chains, prompt_ids=prompt_ids)
+    options: dict[str, Any] = {"seed": seed, "chains": chains, "prompt_ids": prompt_ids, "fixed_length": fixed_length}
+    jobs = plan(language_model, prompts, sampler, **options)
     for _, result in run_jobs(language_model, jobs, max_rows=max_rows, progress=progress, **scheduler_options):
         yield result
 
@@ -117,6 +132,7 @@ def generate(
     seed: int = 0,
     chains: int = 1,
     prompt_ids: Sequence[int | str] | None = None,
+    fixed_length: bool = False,
     max_rows: int = 64,
     progress: bool | Callable[[Scheduler], None] = False,
     **scheduler_options: Any,
@@ -130,7 +146,10 @@ def generate(
                 sampled beside it (bit for bit where ``model.decoder.batch_invariant``)
     chains      independent answers per prompt
     prompt_ids  names that replace the prompts' content in keying the draws
+    fixed_length  allow a model without end-of-sequence token: its answers all have exactly the horizon's length, over
+                which p^alpha is a distribution like any other
     max_rows    rows of one decode batch
+    **scheduler_options  prefill_tokens, and switches for testing (share_lanes, resume, lock_step); see ``Scheduler``
     progress    True shows a progress bar on stderr; or a function called with the scheduler after every step
 
     Returns Results in the order of prompts, then chains. Raises ValueError, PromptTooLong, UnsupportedModel before any
@@ -141,7 +160,8 @@ def generate(
     sampler = sampler or MetropolisHastings()
     if isinstance(prompts, str):
         prompts = [prompts]
-    jobs = plan(language_model, prompts, sampler, seed=seed, chains=chains, prompt_ids=prompt_ids)
+    options: dict[str, Any] = {"seed": seed, "chains": chains, "prompt_ids": prompt_ids, "fixed_length": fixed_length}
+    jobs = plan(language_model, prompts, sampler, **options)
     order = {(str(job.prompt_id), job.chain): i for i, job in enumerate(jobs)}
     found: list[Result] = []
     try:

@@ -42,9 +42,11 @@ def uses_chat(model: LanguageModel) -> bool:
 
 
 def job_of(model: LanguageModel, item: Item) -> Job:
-    """The scheduler's job for an item. Raises PromptTooLong."""
+    """The scheduler's job for an item. Raises PromptTooLong; ValueError for a model without end-of-sequence token."""
+    from fastpower.generation import require_end
     from fastpower.jobs import Job
 
+    require_end(model, item.sampler.target.horizon)
     tokens = model.tokens(item.question if uses_chat(model) else item.raw_prompt)
     horizon, limit = item.sampler.target.horizon, model.decoder.max_length
     if len(tokens) + horizon > limit:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
 
+from fastpower import generate
 from fastpower.cuts import (
     EntropyJumpCut,
     EntropyQuantileCut,
@@ -16,9 +18,13 @@ from fastpower.cuts import (
     UniformCut,
 )
 from fastpower.samplers import (
+    AuxiliaryParticles,
+    BestOfN,
     ConditionalSMC,
     EntropyCut,
     EntropyGuided,
+    Lookahead,
+    LowTemperature,
     MetropolisHastings,
     MultipleTry,
     ParallelTempering,
@@ -288,6 +294,19 @@ def test_alpha_one_keeps_all_weights_equal(models, cls):
         (lambda: PowerTarget(4.0, 0), "horizon must be at least 1"),
         (lambda: PowerTarget(0.0), "alpha must be a finite number > 0"),
         (lambda: PowerTarget(math.nan), "alpha must be a finite number > 0"),
+        (lambda: PowerTarget(4.0, 9, ((3, 1.0), (3, 4.0))), "positions must increase"),
+        (lambda: PowerTarget(4.0, -3), "horizon must be at least 1"),
+        (lambda: ParallelTempering(ladder=(1.0, 1.0, 4.0)), "ladder must be increasing"),
+        (lambda: ParallelTempering(ladder=(-1.0, 4.0)), "ladder must be increasing exponents > 0"),
+        (lambda: EntropyGuided(tries=0), "tries must be at least 1"),
+        (lambda: ParticleMH(particles=0), "particles must be at least 1"),
+        (lambda: AuxiliaryParticles(threshold=math.nan), r"threshold must lie in \(0, 1\]"),
+        (lambda: AuxiliaryParticles(particles=0), "particles must be at least 1"),
+        (lambda: Lookahead(candidates=4, keep=5), "keep = 5 exceeds candidates = 4"),
+        (lambda: BestOfN(n=0), "n must be at least 1"),
+        (lambda: PowerSMC(islands=0), "islands must be at least 1"),
+        (lambda: MetropolisHastings(prefetch=0), "prefetch must be at least 1"),
+        (lambda: MetropolisHastings(block=0), "block must be at least 1"),
         (lambda: MetropolisHastings(moves=0), "moves must be at least 1"),
         (lambda: EntropyJumpCut(epsilon=2.0), "epsilon must lie in"),
     ],
@@ -295,3 +314,19 @@ def test_alpha_one_keeps_all_weights_equal(models, cls):
 def test_bad_settings_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_model_without_end_of_sequence_is_refused_unless_that_is_meant(models):
+    sampler = MetropolisHastings(PowerTarget(ALPHA, 4), block=2, moves=2)
+    with pytest.raises(ValueError, match=r"names no end-of-sequence token.*exactly 4 tokens.*fixed_length=True"):
+        generate(models["no_eos"], [[0]], sampler)
+    results = generate(models["no_eos"], [[0], [1]], sampler, chains=5, fixed_length=True)
+    assert {len(result.token_ids) for result in results} == {4}
+    assert all(result.diagnostics["hit_cap"] for result in results)
+
+
+def test_a_model_without_end_of_sequence_is_sampled_exactly_where_that_is_meant(models):
+    space = Enumeration(models["no_eos"], ALPHA, 2)
+    law = np.exp([space.log_q(x, 0) for x in space.answers])
+    results = generate(models["no_eos"], [[0]], LowTemperature(PowerTarget(ALPHA, 2)), chains=800, fixed_length=True)
+    assert g_test(Counter(tuple(result.token_ids) for result in results), space.answers, law) > 1e-3
