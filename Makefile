@@ -10,7 +10,7 @@ TRITON ?= triton==3.7.1
 CLANG_FORMAT ?= 23.1.5
 PYTEST_ARGS ?=
 
-.PHONY: demo test slow lint types sanitize bench clean
+.PHONY: demo test slow lint types sanitize bench docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -42,8 +42,12 @@ sanitize: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/python -m pytest bench $(PYTEST_ARGS)
 
+# Warnings are errors: broken links, names that the API reference cannot find, parameters that do not exist.
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 clean:
-	rm -rf $(VENV) build *.egg-info fastpower/_C*.so
+	rm -rf $(VENV) build site *.egg-info fastpower/_C*.so
 
 $(VENV)/python: ; $(PYTHON) -m venv $(VENV) && $(BIN)/pip install --quiet --upgrade pip && touch $@
 
@@ -54,5 +58,5 @@ $(VENV)/dependencies: pyproject.toml $(VENV)/python
 	touch $@
 
 $(VENV)/installed: $(VENV)/dependencies setup.py $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h csrc/cpu/*.inl)
-	$(BIN)/pip install --quiet --no-build-isolation --editable ".[demo,triton,eval,plots,arviz,ray,lm-eval,test,bench]"
+	$(BIN)/pip install --quiet --no-build-isolation --editable ".[demo,triton,eval,plots,arviz,ray,lm-eval,test,bench,docs]"
 	touch $@

@@ -61,9 +61,11 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'fastpower' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"fastpower.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # a type checker would take any misspelt name for one that is found here
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOME:
+            raise AttributeError(f"module 'fastpower' has no attribute {name!r}")
+        value = getattr(importlib.import_module(f"fastpower.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value

@@ -25,15 +25,19 @@ def append_kv(
     """Write the keys and values of new tokens into their slots, in place.
 
     Args:
-        key, value: (N, Hkv, D), float32, bfloat16 or float16, any strides.
-        k_cache, v_cache: (num_pages, page_size, Hkv, D) of the same dtype. Written at ``slots`` only.
+        key: (N, Hkv, D), float32, bfloat16 or float16, any strides.
+        value: like ``key``.
+        k_cache: (num_pages, page_size, Hkv, D) of the same dtype. Written at ``slots`` only.
+        v_cache: like ``k_cache``.
         slots: (N,) int64, distinct. -1 drops its token, so that a batch can be padded to a fixed size.
 
     Values are checked on the host only; nothing is written if a check fails.
 
     Raises:
-        TypeError: a wrong dtype. ValueError: a wrong shape, layout or device, a slot given twice. IndexError: a slot
-        outside the cache. BackendUnavailable: the backend cannot run here.
+        TypeError: a wrong dtype.
+        ValueError: a wrong shape, layout or device, a slot given twice.
+        IndexError: a slot outside the cache.
+        BackendUnavailable: the backend cannot run here.
     """
     (_append_kv_op if compiling() else _append_kv)(key, value, k_cache, v_cache, slots, backend)
 
@@ -44,15 +48,19 @@ def copy_pages(
     """Copy the first ``tokens[i]`` slots of page ``source[i]`` to page ``target[i]`` in all layers, in place.
 
     Args:
-        k_cache, v_cache: (layers, num_pages, page_size, Hkv, D), float32, bfloat16 or float16.
-        source, target, tokens: (C,) int64. Targets are distinct and no target is a source, so that the copies can run
-            in any order; tokens in [0, page_size].
+        k_cache: (layers, num_pages, page_size, Hkv, D), float32, bfloat16 or float16.
+        v_cache: like ``k_cache``.
+        source: (C,) int64 pages.
+        target: (C,) int64 pages, distinct, none of them a source: the copies can run in any order.
+        tokens: (C,) int64 in [0, page_size].
 
     Values are checked on the host only; nothing is written if a check fails.
 
     Raises:
-        TypeError: a wrong dtype. ValueError: a wrong shape, layout or device, overlapping copies. IndexError: a page
-        or a number of tokens out of range. BackendUnavailable: the backend cannot run here.
+        TypeError: a wrong dtype.
+        ValueError: a wrong shape, layout or device, overlapping copies.
+        IndexError: a page or a number of tokens out of range.
+        BackendUnavailable: the backend cannot run here.
     """
     (_copy_pages_op if compiling() else _copy_pages)(k_cache, v_cache, source, target, tokens, backend)
 
@@ -79,9 +87,11 @@ def paged_attention(
 
     Args:
         query: (N, Hq, D), float32, bfloat16 or float16; Hq a multiple of Hkv; D a multiple of 8, at most 256.
-        k_cache, v_cache: (num_pages, page_size, Hkv, D) of the same dtype.
+        k_cache: (num_pages, page_size, Hkv, D) of the same dtype.
+        v_cache: like ``k_cache``.
         page_table: (S, max_pages) int32; only the entries that lengths[s] needs are looked at.
-        query_starts: (S+1,) int32, from 0 to N, not decreasing. lengths: (S,) int32.
+        query_starts: (S+1,) int32, from 0 to N, not decreasing.
+        lengths: (S,) int32 tokens, those of the queries included.
         scale: multiplies q.k; D**-0.5 if None.
         window: 0 for none.
         softcap: > 0 makes scores softcap * tanh(score / softcap), after scaling.
@@ -94,9 +104,11 @@ def paged_attention(
     depend on the backend and, for the CPU, on the instruction set). Values are checked on the host only.
 
     Raises:
-        TypeError: a wrong dtype. ValueError: a wrong shape, layout, device or parameter, fewer tokens than queries, a
-        group that does not share what it claims. IndexError: a page outside the cache. BackendUnavailable: the backend
-        cannot run here.
+        TypeError: a wrong dtype.
+        ValueError: a wrong shape, layout, device or parameter, fewer tokens than queries, a group that does not share
+            what it claims.
+        IndexError: a page outside the cache.
+        BackendUnavailable: the backend cannot run here.
     """
     starts, pages = (None, None) if shared is None else shared
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)

@@ -36,8 +36,9 @@ def resample(log_weights: Tensor, uniforms: Tensor, *, scheme: str = "systematic
         scheme: ``systematic``, ``stratified``, ``multinomial`` or ``residual``.
 
     Raises:
-        TypeError, ValueError: a wrong dtype, shape, device or scheme; on the host also NaN or +inf weights and uniforms
-        outside [0, 1). BackendUnavailable: the backend cannot run here.
+        TypeError: a wrong dtype.
+        ValueError: a wrong shape, device or scheme; on the host also NaN or +inf weights and uniforms outside [0, 1).
+        BackendUnavailable: the backend cannot run here.
     """
     arguments = (log_weights, uniforms, scheme, backend)
     return Ancestors(*(_resample_op(*arguments) if compiling() else _resample(*arguments)))

@@ -64,8 +64,10 @@ def sample_tokens(
     Values are checked on the host only (a device would have to be waited for).
 
     Raises:
-        TypeError: a wrong dtype. ValueError: a wrong shape or device, ``alpha`` or ``exponents`` not finite or <= 0, a
-        row or excluded token out of range. BackendUnavailable: the backend cannot run here.
+        TypeError: a wrong dtype.
+        ValueError: a wrong shape or device, ``alpha`` or ``exponents`` not finite or <= 0, a row or excluded token out
+            of range.
+        BackendUnavailable: the backend cannot run here.
     """
     arguments = (logits, alpha, exponents, rows, keys, positions, exclude, backend)
     return TokenSamples(*(_sample_tokens_op(*arguments) if compiling() else _sample_tokens(*arguments)))
@@ -75,7 +77,10 @@ def score_tokens(logits: Tensor, tokens: Tensor, exponents: Tensor, *, backend: 
     """The statistics of ``sample_tokens`` for given tokens, reading the logits once and writing nothing of their size.
 
     Args:
-        logits: (B, V) as in ``sample_tokens``. tokens: (B,) int64 in [0, V). exponents: (E,) as in ``sample_tokens``.
+        logits: (B, V) as in ``sample_tokens``.
+        tokens: (B,) int64 in [0, V).
+        exponents: (E,) as in ``sample_tokens``.
+        backend: see ``fastpower.kernels.backends``.
 
     A token whose logit is -inf has logp -inf. Errors and ``status`` as in ``sample_tokens``.
     """
