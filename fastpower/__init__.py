@@ -7,7 +7,7 @@ The same on a toy whose law can be written down: p = (0.3, 0.7), so p^2 gives to
 
 >>> import math, fastpower
 >>> from fastpower.decoders.toy import ToyDecoder
->>> model = fastpower.load(ToyDecoder(lambda prefix: [math.log(0.3), math.log(0.7)], 2))
+>>> model = fastpower.load(ToyDecoder(lambda prefix: [math.log(0.3), math.log(0.7)], 2, eos_ids=[1]))
 >>> sampler = fastpower.MetropolisHastings(fastpower.PowerTarget(alpha=2.0, horizon=1), block=1, moves=4)
 >>> results = fastpower.generate(model, [[0]], sampler, seed=1, chains=400)
 >>> abs(sum(result.token_ids[0] for result in results) / 400 - 0.845) < 0.06
