@@ -16,7 +16,7 @@ constexpr int64_t kSerial = 1 << 13;  // floats: below it one thread is done bef
 // fn(i) for i < rows, in parallel when there is enough to do. fn(i) must touch row i only.
 template <typename Fn>
 void for_rows(int64_t rows, int64_t floats_per_row, const Fn& fn) {
-  const int64_t run = std::max<int64_t>(1, kSerial / 4 / floats_per_row);
+  const int64_t run = std::max<int64_t>({1, kSerial / 4 / floats_per_row, rows / (16 * num_threads())});
   if (rows * floats_per_row < kSerial) {
     for (int64_t i = 0; i < rows; ++i) fn(i);
     return;
@@ -78,12 +78,13 @@ Rows DecoderForward::norm(const float* weight, const int64_t* rows, int64_t coun
   const int64_t width = model_.hidden;
   const bool narrow = Rows::narrow(isa_, model_.dtype);
   for_rows(count, width, [&](int64_t i) {
-    float* out = normed_.data() + i * width;
-    float* wide = narrow ? block_.data() + i * width : out;
+    static thread_local std::vector<float> scratch;  // stays in L1
+    if (narrow && scratch.size() < static_cast<size_t>(width)) scratch.resize(static_cast<size_t>(width));
+    float* wide = narrow ? scratch.data() : normed_.data() + i * width;
     math_->rms_norm(hidden_.data() + (rows ? rows[i] : i) * width, weight, model_.eps, width, wide);
-    if (narrow) math_->narrow(wide, width, reinterpret_cast<bfloat16*>(out));
+    if (narrow) math_->narrow(wide, width, reinterpret_cast<bfloat16*>(normed_.data()) + i * width);
   });
-  return {isa_, reinterpret_cast<const char*>(normed_.data()), width * 4};
+  return {isa_, reinterpret_cast<const char*>(normed_.data()), width * (narrow ? 2 : 4)};
 }
 
 // Rotated queries to query_, rotated keys and values to their slots.
@@ -118,16 +119,17 @@ void DecoderForward::append(const DecoderLayer& layer, int64_t index, const Deco
 }
 
 // residual stream += input Wᵀ, normed first where the model says so
-void DecoderForward::add_product(const Linear& linear, const Rows& input, const float* norm, int64_t tokens) {
+void DecoderForward::add_product(const Linear& linear, const Rows& input, const float* norm, int64_t tokens,
+                                 const Linear* then) {
   const int64_t width = model_.hidden;
   float* target = norm ? block_.data() : hidden_.data();
   if (norm)
     linear_into(
-        linear, input, tokens, [&](int64_t row, int64_t column, int64_t columns, const float* values) {
+        linear, input, tokens, then, [&](int64_t row, int64_t column, int64_t columns, const float* values) {
           std::memcpy(target + row * width + column, values, static_cast<size_t>(columns) * sizeof(float));
         });
   else
-    linear_into(linear, input, tokens,
+    linear_into(linear, input, tokens, then,
                 [&](int64_t row, int64_t column, int64_t columns, const float* values) {
                   math_->add(values, columns, target + row * width + column);
                 });
@@ -144,7 +146,7 @@ void DecoderForward::attention_block(const DecoderLayer& layer, int64_t index, c
   const int64_t tokens = batch.tokens, size = size_of(m.dtype), width = m.q_heads * m.head_dim;
   const int64_t packed = layer.qkv.out;
   Clock clock;
-  linear_into(layer.qkv, norm(layer.input_norm, nullptr, tokens), tokens,
+  linear_into(layer.qkv, norm(layer.input_norm, nullptr, tokens), tokens, &layer.out,
               [&](int64_t row, int64_t column, int64_t columns, const float* values) {
                 std::memcpy(qkv_.data() + row * packed + column, values,
                             static_cast<size_t>(columns) * sizeof(float));
@@ -188,31 +190,33 @@ void DecoderForward::attention_block(const DecoderLayer& layer, int64_t index, c
     });
     attended = {isa_, reinterpret_cast<const char*>(qkv_.data()), width * 4};
   }
-  add_product(layer.out, attended, layer.attention_norm, tokens);
+  add_product(layer.out, attended, layer.attention_norm, tokens, &layer.gate);
   clock.add_to(&times_.out);
 }
 
-void DecoderForward::mlp_block(const DecoderLayer& layer, int64_t tokens) {
+void DecoderForward::mlp_block(const DecoderLayer& layer, int64_t tokens, const Linear* then) {
   Clock clock;
   const Rows input = norm(layer.mlp_norm, nullptr, tokens);
   const int64_t width = model_.intermediate;
   const bool narrow = Rows::narrow(isa_, model_.dtype);
-  for_each_panel(layer.gate, tokens, [&](int64_t row0, int64_t count, int64_t panel) {
-    alignas(64) float gate[kTileRows * kPanel], up[kTileRows * kPanel];
-    linear_tile(layer.gate, input, row0, count, panel, gate);
-    linear_tile(layer.up, input, row0, count, panel, up);
-    math_->gate(gate, up, count * kPanel, model_.activation, gate);
-    const int64_t column = panel * kPanel, columns = std::min(kPanel, width - column);
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t at = (row0 + i) * width + column;
-      if (narrow)
-        math_->narrow(gate + i * kPanel, columns, reinterpret_cast<bfloat16*>(gated_.data()) + at);
-      else
-        std::memcpy(gated_.data() + at, gate + i * kPanel, static_cast<size_t>(columns) * sizeof(float));
-    }
-  });
+  for_each_panel(
+      layer.gate, tokens, &layer.down,
+      [&](int64_t row0, int64_t count, int64_t panel, const NextPanel& next) {
+        alignas(64) float gate[kTileRows * kPanel], up[kTileRows * kPanel];
+        linear_tile(layer.gate, input, row0, count, panel, layer.up.panel_data(panel), gate);
+        linear_tile(layer.up, input, row0, count, panel, next.data(), up);
+        math_->gate(gate, up, count * kPanel, model_.activation, gate);
+        const int64_t column = panel * kPanel, columns = std::min(kPanel, width - column);
+        for (int64_t i = 0; i < count; ++i) {
+          const int64_t at = (row0 + i) * width + column;
+          if (narrow)
+            math_->narrow(gate + i * kPanel, columns, reinterpret_cast<bfloat16*>(gated_.data()) + at);
+          else
+            std::memcpy(gated_.data() + at, gate + i * kPanel, static_cast<size_t>(columns) * sizeof(float));
+        }
+      });
   const Rows gated{isa_, reinterpret_cast<const char*>(gated_.data()), width * (narrow ? 2 : 4)};
-  add_product(layer.down, gated, layer.output_norm, tokens);
+  add_product(layer.down, gated, layer.output_norm, tokens, then);
   clock.add_to(&times_.mlp);
 }
 
@@ -237,11 +241,12 @@ void DecoderForward::run(const DecoderBatch& batch) {
   embed(batch);
   for (size_t i = 0; i < model_.layers.size(); ++i) {
     attention_block(model_.layers[i], static_cast<int64_t>(i), batch);
-    mlp_block(model_.layers[i], batch.tokens);
+    const bool last = i + 1 == model_.layers.size();
+    mlp_block(model_.layers[i], batch.tokens, last ? &model_.head : &model_.layers[i + 1].qkv);
   }
   Clock clock;
   const Rows last = norm(model_.final_norm, batch.keep, batch.kept);
-  linear_into(model_.head, last, batch.kept,
+  linear_into(model_.head, last, batch.kept, &model_.layers[0].qkv,
               [&](int64_t row, int64_t column, int64_t columns, const float* values) {
                 std::memcpy(batch.logits + row * model_.vocab + column, values,
                             static_cast<size_t>(columns) * sizeof(float));

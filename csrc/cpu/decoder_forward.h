@@ -94,9 +94,10 @@ class DecoderForward {
   void embed(const DecoderBatch& batch);
   Rows norm(const float* weight, const int64_t* rows, int64_t count);
   void attention_block(const DecoderLayer& layer, int64_t index, const DecoderBatch& batch);
-  void mlp_block(const DecoderLayer& layer, int64_t tokens);
+  void mlp_block(const DecoderLayer& layer, int64_t tokens, const Linear* then);
   void append(const DecoderLayer& layer, int64_t index, const DecoderBatch& batch);
-  void add_product(const Linear& linear, const Rows& input, const float* norm, int64_t tokens);
+  void add_product(const Linear& linear, const Rows& input, const float* norm, int64_t tokens,
+                   const Linear* then);
 
   DecoderModel model_;
   DecoderTimes times_{};

@@ -15,10 +15,13 @@
 namespace fastpower {
 namespace {
 
-// K blocks of at most 64 KiB of a panel, which every row tile after the first reads from L2.
-constexpr int64_t kBlockSteps = 512;
-constexpr int64_t kAhead = 4096;      // bytes read ahead when a panel is passed over once
-constexpr int64_t kSerial = 1 << 15;  // elements: waking a thread costs more than converting fewer
+constexpr int64_t kStepBytes = kPanel * 4;
+// K blocks of at most 20 KiB of a panel: this one, which every row tile after the first reads from L1, and
+// the next, which is being fetched.
+constexpr int64_t kBlockSteps = 160;
+constexpr int64_t kBlockBytes = 1 << 20;  // of rows that pass over all panels while they stay in L2
+constexpr int64_t kAhead = 4096;          // bytes read ahead when a panel is passed over once
+constexpr int64_t kSerial = 1 << 15;      // elements: waking a thread costs more than converting fewer
 
 // Weights are read once per decode step, so each 4 KiB page would cost a TLB miss per step.
 void ask_for_huge_pages(void* data, int64_t bytes) {
@@ -72,29 +75,61 @@ void unpack_linear(const Linear& linear, void* weight) {
   }
 }
 
-void linear_tile(const Linear& linear, const Rows& x, int64_t row0, int64_t rows, int64_t panel, float* acc) {
-  const LinearKernels& kernels = linear_kernels(x.isa, linear.dtype);
+namespace {
+
+// One pass over the panel, which reads ahead of itself, at the end into the next panel.
+void pass_once(const LinearKernels& kernels, const Linear& linear, const Rows& x, int64_t row0, int64_t rows,
+               const char* w, const char* next, float* acc) {
   const int64_t steps = linear.steps();
-  const char* w = static_cast<const char*>(linear.panels) + panel * linear.panel_bytes();
-  std::memset(acc, 0, static_cast<size_t>(rows * kPanel) * sizeof(float));
-  // Row tiles of equal height (16 rows as 8 + 8, not 12 + 4): a short tile cannot hide the FMA latency.
-  const int64_t tiles = (rows + kernels.max_rows - 1) / kernels.max_rows;
+  const int64_t body = std::max<int64_t>(0, steps - kAhead / kStepBytes) / 16 * 16;
+  const char* row = x.row(row0);
+  if (kernels.begin) kernels.begin(rows);
+  if (body) kernels.run(rows, row, x.stride, {w, w + kAhead, kStepBytes, true}, body, acc);
+  kernels.run(rows, row + body * kernels.x_step, x.stride,
+              {w + body * kStepBytes, next, kStepBytes, body == 0}, steps - body, acc);
+  if (kernels.end) kernels.end();
+}
+
+// `tiles` passes, each for its share of the rows, over one K block of the panel after the other.
+void pass_blocks(const LinearKernels& kernels, const Linear& linear, const Rows& x, int64_t row0,
+                 int64_t rows, int64_t tiles, const char* w, const char* next, float* acc) {
+  const int64_t steps = linear.steps();
   // Blocks of equal depth, whole tiles of 16 steps deep.
   const int64_t blocks = (steps + kBlockSteps - 1) / kBlockSteps;
   const int64_t depth = ((steps + blocks - 1) / blocks + 15) / 16 * 16;
+  if (kernels.begin) kernels.begin(rows / tiles);
   for (int64_t step = 0; step < steps; step += depth) {
     const int64_t count = std::min(depth, steps - step);
-    const char* block = w + step * kPanel * 4;
+    const char* block = w + step * kStepBytes;
+    const char* following = step + count < steps ? block + count * kStepBytes : next;
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t begin = rows * t / tiles, end = rows * (t + 1) / tiles;
-      // A single pass reads ahead of itself. Of several, the first two fetch one half each of the next block,
-      // so that reading memory overlaps with computing in both.
-      PanelStream stream{block, block + kAhead, 128};
-      if (tiles > 1) stream = {block, block + count * kPanel * 4 + (t % 2) * count * 64, 64};
+      // The first two passes fetch one half each of the next block, so that reading memory overlaps with
+      // computing in both.
+      const PanelStream stream{block, following + (t % 2) * count * 64, 64, step == 0};
       kernels.run(end - begin, x.row(row0 + begin) + step * kernels.x_step, x.stride, stream, count,
                   acc + begin * kPanel);
     }
   }
+  if (kernels.end) kernels.end();
+}
+
+}  // namespace
+
+void linear_tile(const Linear& linear, const Rows& x, int64_t row0, int64_t rows, int64_t panel,
+                 const char* next, float* acc) {
+  const LinearKernels& kernels = linear_kernels(x.isa, linear.dtype);
+  const char* w = linear.panel_data(panel);
+  if (!next) next = w;
+  // Row tiles of equal height (16 rows as 8 + 8, not 12 + 4): a short tile cannot hide the FMA latency.
+  // Matrix tiles are full ones, and what is left of them comes last.
+  const int64_t tiles =
+      kernels.begin ? rows / kernels.max_rows : (rows + kernels.max_rows - 1) / kernels.max_rows;
+  const int64_t even = kernels.begin ? tiles * kernels.max_rows : rows;
+  if (tiles > 1) pass_blocks(kernels, linear, x, row0, even, tiles, w, even < rows ? w : next, acc);
+  const int64_t done = tiles > 1 ? even : 0;
+  for (int64_t i = done; i < rows; i += kernels.max_rows)
+    pass_once(kernels, linear, x, row0 + i, std::min(kernels.max_rows, rows - i), w, next, acc + i * kPanel);
   if (!linear.bias) return;
   const int64_t column = panel * kPanel, columns = std::min(kPanel, linear.out - column);
   for (int64_t i = 0; i < rows; ++i)
@@ -102,9 +137,18 @@ void linear_tile(const Linear& linear, const Rows& x, int64_t row0, int64_t rows
 }
 
 LinearTasks::LinearTasks(const Linear& linear, int64_t rows)
-    : row_tiles((rows + kTileRows - 1) / kTileRows),
-      run(std::max<int64_t>(1, linear.panel_count() / (8 * num_threads()))),
-      runs((linear.panel_count() + run - 1) / run) {}
+    : rows_(rows), panels_(linear.panel_count()), tiles_((rows + kTileRows - 1) / kTileRows) {
+  const int64_t tile_bytes = kTileRows * linear.in * size_of(linear.dtype);
+  const int64_t share = (tiles_ + num_threads() - 1) / num_threads();
+  block_tiles_ = std::max<int64_t>(1, std::min(kBlockBytes / tile_bytes, share));
+}
+
+LinearTasks::Task LinearTasks::operator[](int64_t task) const {
+  const int64_t block = task / (block_tiles_ * panels_), first = block * block_tiles_;
+  const int64_t tiles = std::min(block_tiles_, tiles_ - first), rest = task - first * panels_;
+  const int64_t row0 = (first + rest % tiles) * kTileRows;
+  return {row0, std::min(kTileRows, rows_ - row0), rest / tiles};
+}
 
 void linear(const Linear& linear, const void* x, int64_t rows, int64_t x_stride, void* y, int64_t y_stride,
             Dtype out_dtype) {
@@ -133,13 +177,14 @@ void linear(const Linear& linear, const void* x, int64_t rows, int64_t x_stride,
     else
       parallel_for(rows, copy);
   }
-  linear_into(linear, input, rows, [&](int64_t row, int64_t column, int64_t columns, const float* values) {
-    const int64_t offset = row * y_stride + column;
-    if (out_dtype == Dtype::float32)
-      std::memcpy(static_cast<float*>(y) + offset, values, static_cast<size_t>(columns) * sizeof(float));
-    else
-      math.narrow(values, columns, static_cast<bfloat16*>(y) + offset);
-  });
+  linear_into(
+      linear, input, rows, nullptr, [&](int64_t row, int64_t column, int64_t columns, const float* values) {
+        const int64_t offset = row * y_stride + column;
+        if (out_dtype == Dtype::float32)
+          std::memcpy(static_cast<float*>(y) + offset, values, static_cast<size_t>(columns) * sizeof(float));
+        else
+          math.narrow(values, columns, static_cast<bfloat16*>(y) + offset);
+      });
 }
 
 }  // namespace fastpower

@@ -34,6 +34,9 @@ struct Linear {
   int64_t steps() const { return dtype == Dtype::float32 ? in : (in + 1) / 2; }
   int64_t panel_bytes() const { return steps() * kPanel * 4; }
   int64_t packed_bytes() const { return panel_count() * panel_bytes(); }
+  const char* panel_data(int64_t panel) const {
+    return static_cast<const char*>(panels) + panel * panel_bytes();
+  }
 };
 
 // weight (out, in) of linear.dtype with row stride in elements, last stride 1 → linear.panels.
@@ -52,36 +55,55 @@ struct Rows {
 };
 
 // acc[i * kPanel + c] = Σ_k x[row0 + i, k] W[panel · 32 + c, k] + bias for i < rows ≤ kTileRows; acc is
-// 64-byte aligned. Runs on the calling thread: the building block of every fused kernel.
-void linear_tile(const Linear& linear, const Rows& x, int64_t row0, int64_t rows, int64_t panel, float* acc);
+// 64-byte aligned. Runs on the calling thread: the building block of every fused kernel. `next`: the panel
+// that this thread will read after this one, fetched ahead; or null.
+void linear_tile(const Linear& linear, const Rows& x, int64_t row0, int64_t rows, int64_t panel,
+                 const char* next, float* acc);
 
-// Cuts (rows, panels) into tasks: runs of panels long enough to stream, short enough to balance unequal
-// threads.
-struct LinearTasks {
+// (rows, panels) cut into tasks of one panel for one tile of rows. Tiles come in blocks whose rows stay in
+// L2; inside a block all tiles of one panel follow each other, so that weights are read once per block.
+class LinearTasks {
+ public:
   LinearTasks(const Linear& linear, int64_t rows);
-  int64_t row_tiles, run, runs;
-  int64_t count() const { return row_tiles * runs; }
+  struct Task {
+    int64_t row0, rows, panel;
+  };
+  int64_t count() const { return panels_ * tiles_; }
+  Task operator[](int64_t task) const;
+
+ private:
+  int64_t rows_, panels_, tiles_, block_tiles_;
 };
 
-// Calls visit(row0, rows, panel) for every row tile and panel, in parallel.
+// Calls visit(row0, rows, panel, next) for every row tile and panel, in parallel. `next`: the panel that the
+// same thread visits after it; behind the last one, the first that it would read of `then`; −1 if unknown.
+struct NextPanel {
+  const Linear* linear;
+  int64_t panel;
+  const char* data() const { return linear ? linear->panel_data(panel) : nullptr; }
+};
+
 template <typename Visit>
-void for_each_panel(const Linear& linear, int64_t rows, const Visit& visit) {
+void for_each_panel(const Linear& linear, int64_t rows, const Linear* then, const Visit& visit) {
   const LinearTasks tasks(linear, rows);
-  parallel_for(tasks.count(), [&](int64_t task) {
-    const int64_t row0 = (task / tasks.runs) * kTileRows, count = std::min(kTileRows, rows - row0);
-    const int64_t begin = (task % tasks.runs) * tasks.run;
-    const int64_t end = std::min(linear.panel_count(), begin + tasks.run);
-    for (int64_t panel = begin; panel < end; ++panel) visit(row0, count, panel);
+  parallel_runs(tasks.count(), [&](const RunTask& run) {
+    const LinearTasks::Task task = tasks[run.task];
+    NextPanel next{nullptr, 0};
+    if (run.next >= 0)
+      next = {&linear, tasks[run.next].panel};
+    else if (then)
+      next = {then, std::min(run_begin(then->panel_count(), run.run), then->panel_count() - 1)};
+    visit(task.row0, task.rows, task.panel, next);
   });
 }
 
 // The product with what follows it fused: store(row, column, columns, values) gets up to 32 consecutive
 // outputs of a row. Each output comes exactly once, from one thread.
 template <typename Store>
-void linear_into(const Linear& linear, const Rows& x, int64_t rows, const Store& store) {
-  for_each_panel(linear, rows, [&](int64_t row0, int64_t count, int64_t panel) {
+void linear_into(const Linear& linear, const Rows& x, int64_t rows, const Linear* then, const Store& store) {
+  for_each_panel(linear, rows, then, [&](int64_t row0, int64_t count, int64_t panel, const NextPanel& next) {
     alignas(64) float acc[kTileRows * kPanel];
-    linear_tile(linear, x, row0, count, panel, acc);
+    linear_tile(linear, x, row0, count, panel, next.data(), acc);
     const int64_t column = panel * kPanel, columns = std::min(kPanel, linear.out - column);
     for (int64_t i = 0; i < count; ++i) store(row0 + i, column, columns, acc + i * kPanel);
   });

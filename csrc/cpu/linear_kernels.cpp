@@ -32,11 +32,12 @@ template <int R>
 FASTPOWER_AVX512_BF16 void avx512_bf16_pairs(const char* x, int64_t x_stride, PanelStream stream,
                                              int64_t steps, float* acc) {
   const char *w = stream.w, *ahead = stream.ahead;
+  const __mmask16 kept = stream.fresh ? 0 : 0xffff;
   __m512 sum[R][2];
 #pragma GCC unroll 12
   for (int i = 0; i < R; ++i) {
-    sum[i][0] = _mm512_load_ps(acc + i * kPanel);
-    sum[i][1] = _mm512_load_ps(acc + i * kPanel + 16);
+    sum[i][0] = _mm512_maskz_load_ps(kept, acc + i * kPanel);
+    sum[i][1] = _mm512_maskz_load_ps(kept, acc + i * kPanel + 16);
   }
   for (int64_t s = 0; s < steps; ++s, w += kPanel * 4, ahead += stream.ahead_step, x += 4) {
     _mm_prefetch(ahead, _MM_HINT_T0);
@@ -60,11 +61,12 @@ template <int R>
 FASTPOWER_AVX512 void avx512_pairs(const char* x, int64_t x_stride, PanelStream stream, int64_t steps,
                                    float* acc) {
   const char *w = stream.w, *ahead = stream.ahead;
+  const __mmask16 kept = stream.fresh ? 0 : 0xffff;
   __m512 sum[R][2];
 #pragma GCC unroll 12
   for (int i = 0; i < R; ++i) {
-    sum[i][0] = _mm512_load_ps(acc + i * kPanel);
-    sum[i][1] = _mm512_load_ps(acc + i * kPanel + 16);
+    sum[i][0] = _mm512_maskz_load_ps(kept, acc + i * kPanel);
+    sum[i][1] = _mm512_maskz_load_ps(kept, acc + i * kPanel + 16);
   }
   const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
   for (int64_t s = 0; s < steps; ++s, w += kPanel * 4, ahead += stream.ahead_step, x += 8) {
@@ -99,11 +101,12 @@ template <int R>
 FASTPOWER_AVX512 void avx512_floats(const char* x, int64_t x_stride, PanelStream stream, int64_t steps,
                                     float* acc) {
   const char *w = stream.w, *ahead = stream.ahead;
+  const __mmask16 kept = stream.fresh ? 0 : 0xffff;
   __m512 sum[R][2];
 #pragma GCC unroll 12
   for (int i = 0; i < R; ++i) {
-    sum[i][0] = _mm512_load_ps(acc + i * kPanel);
-    sum[i][1] = _mm512_load_ps(acc + i * kPanel + 16);
+    sum[i][0] = _mm512_maskz_load_ps(kept, acc + i * kPanel);
+    sum[i][1] = _mm512_maskz_load_ps(kept, acc + i * kPanel + 16);
   }
   for (int64_t s = 0; s < steps; ++s, w += kPanel * 4, ahead += stream.ahead_step, x += 4) {
     _mm_prefetch(ahead, _MM_HINT_T0);
@@ -123,9 +126,10 @@ FASTPOWER_AVX512 void avx512_floats(const char* x, int64_t x_stride, PanelStream
   }
 }
 
-// ---- AMX: 2 tiles of 16 columns × up to 2 tiles of 16 rows, 16 steps at a time. tdpbf16ps adds the pairs of
+// ---- AMX: 2 tiles of 16 columns × 1 tile of up to 16 rows, 16 steps at a time. tdpbf16ps adds the pairs of
 // one output in ascending order, one output per lane of its row, so the number of rows in a tile changes
-// nothing.
+// nothing. Four tile registers and no more: the registers that renaming needs are shared with whatever else
+// runs on the core, and 2 × 2 tiles, which load less, were measured at half the speed when it uses tiles too.
 
 struct alignas(64) TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -137,58 +141,58 @@ struct alignas(64) TileConfig {
   }
 };
 
-// Blocks of `depth` ≤ 16 steps each.
-FASTPOWER_AMX void amx_blocks(int64_t rows, const char* x, int64_t x_stride, PanelStream stream,
-                              int64_t blocks, int64_t depth, float* acc) {
-  constexpr int64_t kStep = kPanel * 4;  // bytes of a step, and of a row of acc
-  const int64_t top = rows < 16 ? rows : 16, bottom = rows - top;
+// The intrinsics paste a tile's number into assembler text, so it must be a literal: 0 and 1 are the sums of
+// the left and the right columns, 2 the input, 3 the weights.
+
+FASTPOWER_AMX void configure_tiles(int64_t rows, int64_t depth) {
   TileConfig config;
-  for (int half = 0; half < 2; ++half) {
-    config.set(half, top, 64);
-    if (bottom) config.set(2 + half, bottom, 64);
-    config.set(6 + half, depth, 64);
-  }
-  config.set(4, top, 4 * depth);
-  if (bottom) config.set(5, bottom, 4 * depth);
+  config.set(0, rows, 64);
+  config.set(1, rows, 64);
+  config.set(2, rows, 4 * depth);
+  config.set(3, depth, 64);
+  __asm__ volatile("" : : "r"(&config) : "memory");  // the intrinsic tells the compiler of 8 bytes of 64
   _tile_loadconfig(&config);
+}
+
+FASTPOWER_AMX void amx_begin(int64_t rows) { configure_tiles(rows, 16); }
+FASTPOWER_AMX void amx_end() { _tile_release(); }
+
+// Blocks of `depth` ≤ 16 steps each.
+FASTPOWER_AMX void amx_blocks(const char* x, int64_t x_stride, PanelStream stream, int64_t blocks,
+                              int64_t depth, float* acc) {
+  constexpr int64_t kStep = kPanel * 4;  // bytes of a step, and of a row of acc
   const char *w = stream.w, *ahead = stream.ahead;
-  float* acc_bottom = acc + 16 * kPanel;
-  _tile_loadd(0, acc, kStep);
-  _tile_loadd(1, acc + 16, kStep);
-  if (bottom) {
-    _tile_loadd(2, acc_bottom, kStep);
-    _tile_loadd(3, acc_bottom + 16, kStep);
+  if (stream.fresh) {
+    _tile_zero(0);
+    _tile_zero(1);
+  } else {
+    _tile_loadd(0, acc, kStep);
+    _tile_loadd(1, acc + 16, kStep);
   }
   for (int64_t b = 0; b < blocks;
        ++b, w += depth * kStep, ahead += depth * stream.ahead_step, x += 4 * depth) {
     for (int64_t line = 0; line < depth * stream.ahead_step; line += 64)
       _mm_prefetch(ahead + line, _MM_HINT_T0);
-    _tile_loadd(6, w, kStep);
-    _tile_loadd(7, w + 64, kStep);
-    _tile_loadd(4, x, x_stride);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(1, 4, 7);
-    if (bottom) {
-      _tile_loadd(5, x + 16 * x_stride, x_stride);
-      _tile_dpbf16ps(2, 5, 6);
-      _tile_dpbf16ps(3, 5, 7);
-    }
+    _tile_loadd(2, x, x_stride);
+    _tile_loadd(3, w, kStep);
+    _tile_dpbf16ps(0, 2, 3);
+    _tile_loadd(3, w + 64, kStep);
+    _tile_dpbf16ps(1, 2, 3);
   }
   _tile_stored(0, acc, kStep);
   _tile_stored(1, acc + 16, kStep);
-  if (bottom) {
-    _tile_stored(2, acc_bottom, kStep);
-    _tile_stored(3, acc_bottom + 16, kStep);
-  }
-  _tile_release();
 }
 
 void amx_pairs(int64_t rows, const char* x, int64_t x_stride, PanelStream stream, int64_t steps, float* acc) {
   const int64_t blocks = steps / 16, rest = steps % 16;
-  if (blocks) amx_blocks(rows, x, x_stride, stream, blocks, 16, acc);
+  if (blocks) amx_blocks(x, x_stride, stream, blocks, 16, acc);
+  if (!rest) return;
+  stream.fresh = stream.fresh && !blocks;
   stream.w += blocks * 16 * kPanel * 4;
   stream.ahead += blocks * 16 * stream.ahead_step;
-  if (rest) amx_blocks(rows, x + blocks * 64, x_stride, stream, 1, rest, acc);
+  configure_tiles(rows, rest);
+  amx_blocks(x + blocks * 64, x_stride, stream, 1, rest, acc);
+  configure_tiles(rows, 16);
 }
 
 // ---- AVX2: 4 vectors of columns × up to 3 rows = 12 of 16 registers.
@@ -200,7 +204,8 @@ FASTPOWER_AVX2 void avx2_any(const char* x, int64_t x_stride, PanelStream stream
 #pragma GCC unroll 3
   for (int i = 0; i < R; ++i)
 #pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) sum[i][j] = _mm256_load_ps(acc + i * kPanel + 8 * j);
+    for (int j = 0; j < 4; ++j)
+      sum[i][j] = stream.fresh ? _mm256_setzero_ps() : _mm256_load_ps(acc + i * kPanel + 8 * j);
   const __m256i high = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
   for (int64_t s = 0; s < steps; ++s, w += kPanel * 4, ahead += stream.ahead_step, x += kPairs ? 8 : 4) {
     _mm_prefetch(ahead, _MM_HINT_T0);
@@ -230,8 +235,8 @@ FASTPOWER_AVX2 void avx2_any(const char* x, int64_t x_stride, PanelStream stream
 template <bool kPairs>
 void portable_row(int64_t, const char* x, int64_t, PanelStream stream, int64_t steps, float* acc) {
   const char* w = stream.w;
-  float sum[kPanel];
-  std::memcpy(sum, acc, sizeof(sum));
+  float sum[kPanel] = {};
+  if (!stream.fresh) std::memcpy(sum, acc, sizeof(sum));
   for (int64_t s = 0; s < steps; ++s, w += kPanel * 4, x += kPairs ? 8 : 4) {
     if (kPairs) {
       const float even = load_float(x), odd = load_float(x + 4);
@@ -275,20 +280,20 @@ void run_avx2(int64_t rows, const char* x, int64_t x_stride, PanelStream stream,
 const LinearKernels& linear_kernels(Isa isa, Dtype weight) {
   const bool pairs = weight == Dtype::bfloat16;
 #if defined(__x86_64__)
-  static const LinearKernels kFloats512{12, 4, run_avx512_floats};
-  static const LinearKernels kPairs512{12, 8, run_avx512_pairs};
-  static const LinearKernels kPairsBf16{12, 4, run_avx512_bf16_pairs};
-  static const LinearKernels kPairsAmx{32, 4, amx_pairs};
-  static const LinearKernels kFloats2{3, 4, run_avx2<false>};
-  static const LinearKernels kPairs2{3, 8, run_avx2<true>};
+  static const LinearKernels kFloats512{12, 4, run_avx512_floats, nullptr, nullptr};
+  static const LinearKernels kPairs512{12, 8, run_avx512_pairs, nullptr, nullptr};
+  static const LinearKernels kPairsBf16{12, 4, run_avx512_bf16_pairs, nullptr, nullptr};
+  static const LinearKernels kPairsAmx{16, 4, amx_pairs, amx_begin, amx_end};
+  static const LinearKernels kFloats2{3, 4, run_avx2<false>, nullptr, nullptr};
+  static const LinearKernels kPairs2{3, 8, run_avx2<true>, nullptr, nullptr};
   if (isa == Isa::amx && pairs) return kPairsAmx;
   if (isa == Isa::avx512_bf16 && pairs) return kPairsBf16;
   if (isa >= Isa::avx512) return pairs ? kPairs512 : kFloats512;
   if (isa == Isa::avx2) return pairs ? kPairs2 : kFloats2;
 #endif
   (void)isa;
-  static const LinearKernels kFloats{1, 4, portable_row<false>};
-  static const LinearKernels kPairs{1, 8, portable_row<true>};
+  static const LinearKernels kFloats{1, 4, portable_row<false>, nullptr, nullptr};
+  static const LinearKernels kPairs{1, 8, portable_row<true>, nullptr, nullptr};
   return pairs ? kPairs : kFloats;
 }
 

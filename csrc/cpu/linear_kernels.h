@@ -8,11 +8,13 @@
 
 namespace fastpower {
 
-// Packed steps of one panel, and where to read ahead of them: `ahead_step` bytes (64 or 128) per step.
+// Packed steps of one panel, where to read ahead of them, `ahead_step` bytes (64 or 128) per step, and
+// whether sums begin here, so that acc holds nothing yet.
 struct PanelStream {
   const char* w;
   const char* ahead;
   int64_t ahead_step;
+  bool fresh;
 };
 
 // acc[i * 32 + c] += Σ_{s < steps} x_i[s] · w[s][c] for `rows` rows i, s ascending. x_stride in bytes; acc
@@ -24,6 +26,8 @@ struct LinearKernels {
   int64_t max_rows;  // of one call
   int64_t x_step;    // bytes of x per step
   LinearKernel run;
+  void (*begin)(int64_t rows);  // before calls for that many rows, and
+  void (*end)();                // after them; or null
 };
 
 const LinearKernels& linear_kernels(Isa isa, Dtype weight);

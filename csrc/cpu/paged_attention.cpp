@@ -71,7 +71,9 @@ class Plan {
     const int64_t record_size = padded_dim(a_.head_dim) + 16;
     const AttentionCall call{&a_, position_.data(), record_start_.data(),
                              records.reserve(records_ * a_.q_heads * record_size), record_size};
-    parallel_for(tasks_.size(), [&](int64_t i) { kernel.run(call, tasks_[i]); });
+    parallel_runs(tasks_.size(), [&](const RunTask& run) {
+      kernel.run(call, tasks_[run.task], run.next < 0 ? nullptr : &tasks_[run.next]);
+    });
     parallel_for(folds_.size(), [&](int64_t i) {
       const Tile& tile = *folds_[i];
       kernel.fold(call, tile.token, tile.tokens, tile.records);
@@ -159,11 +161,16 @@ class Plan {
                             /*first=*/!tile.after_shared && begin == tile.begin,
                             /*whole=*/tile.records == 0 && !tile.shared});
     }
-    // Longest first, so that no thread is left with a long task at the end.
+    // Dealt out longest first, so that no thread is left with a long task at the end.
     std::stable_sort(tasks_.begin(), tasks_.end(), [&](const AttentionTask& x, const AttentionTask& y) {
       return cost(x.begin, x.end, x.tokens) * (x.head_end - x.head_begin) >
              cost(y.begin, y.end, y.tokens) * (y.head_end - y.head_begin);
     });
+    std::vector<AttentionTask> dealt;
+    dealt.reserve(tasks_.size());
+    for (int64_t thread = 0; thread < threads; ++thread)
+      for (size_t i = thread; i < tasks_.size(); i += threads) dealt.push_back(tasks_[i]);
+    tasks_.swap(dealt);
   }
 
   void place_records(Tile* tile, bool uncut) {

@@ -295,7 +295,8 @@ void write_row(const float* state, int dim, int padded, T* out) {
 template <class T>
 class Worker {
  public:
-  Worker(const AttentionCall& call, const AttentionTask& task) : call_(call), task_(task), a_(*call.a) {
+  Worker(const AttentionCall& call, const AttentionTask& task, const AttentionTask* following)
+      : call_(call), task_(task), following_(following), a_(*call.a) {
     dim_ = a_.head_dim;
     padded_ = padded_dim(a_.head_dim);
     group_ = a_.q_heads / a_.kv_heads;
@@ -319,11 +320,15 @@ class Worker {
     }
     Split now, next;
     ahead_.clear();
-    locate(task_.begin, &next);
+    locate(task_, task_.begin, &next);
+    ahead_.clear();  // it is needed now
     for (int64_t split = task_.begin; split < task_.end; ++split) {
       now = next;
       ahead_.clear();
-      if (split + 1 < task_.end) locate(split + 1, &next);
+      if (split + 1 < task_.end)
+        locate(task_, split + 1, &next);
+      else if (following_)
+        locate(*following_, following_->begin, &next);
       for (int64_t h = task_.head_begin; h < task_.head_end; ++h) {
         now.offset = h * dim_;
         pack(now);
@@ -332,6 +337,7 @@ class Worker {
         else
           blocks(split, h, value_rows_, 0);
       }
+      if (split + 1 == task_.end) ahead_.ask(kSplit * kSplit);  // a short last split asks for few by itself
     }
     for (int64_t h = task_.head_begin; keep && h < task_.head_end; ++h)
       for (int64_t r = 0; r < rows_; ++r) finish(h, r);
@@ -365,12 +371,12 @@ class Worker {
     }
   }
 
-  void locate(int64_t split, Split* to) {
-    const int64_t base = split * kSplit, begin = task_.head_begin * dim_;
-    const int64_t bytes = (task_.head_end - task_.head_begin) * dim_ * sizeof(T);
+  void locate(const AttentionTask& task, int64_t split, Split* to) {
+    const int64_t base = split * kSplit, begin = task.head_begin * dim_;
+    const int64_t bytes = (task.head_end - task.head_begin) * dim_ * sizeof(T);
     const bool dense = bytes == token_stride_ * static_cast<int64_t>(sizeof(T));
-    to->count = static_cast<int>(smaller(kSplit, a_.lengths[task_.sequence] - base));
-    const int32_t* table = a_.page_table + task_.sequence * a_.table_stride;
+    to->count = static_cast<int>(smaller(kSplit, a_.lengths[task.sequence] - base));
+    const int32_t* table = a_.page_table + task.sequence * a_.table_stride;
     for (int64_t i = 0; i < to->count;) {
       const int64_t page = table[(base + i) / a_.page_size], offset = (base + i) % a_.page_size;
       const T* k = static_cast<const T*>(a_.k_cache) + page * a_.k_page_stride + offset * token_stride_;
@@ -467,6 +473,7 @@ class Worker {
 
   const AttentionCall& call_;
   const AttentionTask& task_;
+  const AttentionTask* following_;  // what this thread does next, or null
   const PagedAttention& a_;
   Scratch s_;
   Ahead ahead_;
@@ -477,16 +484,16 @@ class Worker {
   float cap_;
 };
 
-void run_task(const AttentionCall& call, const AttentionTask& task) {
+void run_task(const AttentionCall& call, const AttentionTask& task, const AttentionTask* following) {
   switch (call.a->dtype) {
     case Dtype::float32:
-      Worker<float>(call, task).run();
+      Worker<float>(call, task, following).run();
       break;
     case Dtype::bfloat16:
-      Worker<bfloat16>(call, task).run();
+      Worker<bfloat16>(call, task, following).run();
       break;
     case Dtype::float16:
-      Worker<float16>(call, task).run();
+      Worker<float16>(call, task, following).run();
       break;
   }
 }

@@ -34,7 +34,8 @@ struct AttentionTask {
 };
 
 struct AttentionKernel {
-  void (*run)(const AttentionCall&, const AttentionTask&);
+  // `following`: what the same thread is likely to run next, so that its first keys can be fetched; or null.
+  void (*run)(const AttentionCall&, const AttentionTask&, const AttentionTask* following);
   // Folds `records` records of each token in order and writes the output.
   void (*fold)(const AttentionCall&, int64_t token, int64_t tokens, int64_t records);
 };

@@ -3,6 +3,7 @@
 #include <pthread.h>
 #include <sched.h>
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstdlib>
@@ -164,6 +165,45 @@ void parallel_for(int64_t tasks, const std::function<void(int64_t)>& fn) {
     fn(i);
   });
   t_inside = false;
+}
+
+int64_t run_begin(int64_t tasks, int64_t run) {
+  const int64_t runs = std::max<int64_t>(1, std::min<int64_t>(num_threads(), tasks));
+  return tasks * std::min(run, runs) / runs;
+}
+
+void parallel_runs(int64_t tasks, const std::function<void(const RunTask&)>& fn) {
+  const int64_t runs = std::min<int64_t>(num_threads(), tasks);
+  if (runs <= 1 || t_inside) {
+    for (int64_t i = 0; i < tasks; ++i) fn({i, i + 1 < tasks ? i + 1 : -1, 0});
+    return;
+  }
+  // What is left of a run: first task << 32 | end. Its own thread takes the first, others take the last.
+  struct alignas(64) Left {
+    std::atomic<uint64_t> range;
+  };
+  std::vector<Left> left(static_cast<size_t>(runs));
+  for (int64_t r = 0; r < runs; ++r)
+    left[static_cast<size_t>(r)].range.store(
+        static_cast<uint64_t>(run_begin(tasks, r)) << 32 | static_cast<uint64_t>(run_begin(tasks, r + 1)),
+        std::memory_order_relaxed);
+  parallel_for(runs, [&](int64_t own) {
+    for (int64_t i = 0; i < runs; ++i) {
+      const int64_t run = (own + i) % runs;
+      std::atomic<uint64_t>& range = left[static_cast<size_t>(run)].range;
+      for (uint64_t seen = range.load(std::memory_order_relaxed);;) {
+        const int64_t begin = static_cast<int64_t>(seen >> 32),
+                      end = static_cast<int64_t>(seen & 0xffffffffu);
+        if (begin >= end) break;
+        const bool front = i == 0;
+        const uint64_t rest = front ? seen + (uint64_t{1} << 32) : seen - 1;
+        if (!range.compare_exchange_weak(seen, rest, std::memory_order_relaxed)) continue;
+        const int64_t task = front ? begin : end - 1;
+        fn({task, end - begin > 1 ? (front ? begin + 1 : end - 2) : -1, run});
+        seen = range.load(std::memory_order_relaxed);
+      }
+    }
+  });
 }
 
 }  // namespace fastpower

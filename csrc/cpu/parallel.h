@@ -19,4 +19,15 @@ void set_num_threads(int n);  // throws std::invalid_argument when n < 1
 // thread. fn must not throw. Calls from several threads take turns; a nested call runs inline.
 void parallel_for(int64_t tasks, const std::function<void(int64_t)>& fn);
 
+// A task, the one that the same thread will run after it (-1: unknown), which is what it should fetch ahead,
+// and the number of the thread's run.
+struct RunTask {
+  int64_t task, next, run;
+};
+
+// parallel_for for work that streams through memory: thread r begins with the run_begin(tasks, r) … of
+// consecutive tasks, in order, and when it is done takes tasks from the ends of the other runs.
+void parallel_runs(int64_t tasks, const std::function<void(const RunTask&)>& fn);
+int64_t run_begin(int64_t tasks, int64_t run);  // first task of a run with the present number of threads
+
 }  // namespace fastpower
