@@ -66,7 +66,8 @@ def code_blocks(path: Path, *languages: str) -> list[CodeBlock]:
 
 def compiled(block: CodeBlock) -> Any:
     """A Python block as a code object whose tracebacks name the page and its line. Raises SyntaxError."""
-    return compile("\n" * (block.line - 1) + block.source, str(block.path), "exec")
+    # dont_inherit: a page has not the __future__ imports of this file
+    return compile("\n" * (block.line - 1) + block.source, str(block.path), "exec", dont_inherit=True)
 
 
 def run_blocks(blocks: Iterable[CodeBlock], namespace: dict[str, Any] | None = None) -> dict[str, Any]:
