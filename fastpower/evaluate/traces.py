@@ -33,19 +33,21 @@ def particles_of(record: Record) -> int | None:
     return None if count is None else int(count)
 
 
-def acceptance_by_position(records: Iterable[Record]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """(acceptance rate, number of moves) by cut position as a fraction of the answer's length, in BINS bins.
+def acceptance_by_position(
+    records: Iterable[Record], bins: int = BINS
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """(acceptance rate, number of moves) by cut position as a fraction of the answer's length, in equal bins.
 
     Both are empty where no record has moves; a bin without moves has rate NaN.
     """
-    tried, accepted = np.zeros(BINS, np.int64), np.zeros(BINS, np.int64)
+    tried, accepted = np.zeros(bins, np.int64), np.zeros(bins, np.int64)
     for record in records:
         length = 0
         for move in moves_of(record):
             before, length = length or int(move["length"]), int(move["length"])
             if move.get("cut") is None or before == 0:
                 continue
-            place = min(BINS - 1, int(BINS * int(move["cut"]) / max(before, int(move["cut"]) + 1)))
+            place = min(bins - 1, int(bins * int(move["cut"]) / max(before, int(move["cut"]) + 1)))
             tried[place] += 1
             accepted[place] += bool(move["accepted"])
     if not tried.any():
