@@ -69,6 +69,11 @@ class Acceleration:
         for module, forward in zip(self._modules.values(), self._forwards, strict=True):
             module.__dict__["forward"] = forward
 
+    def repack(self) -> None:
+        """Pack every weight as it is now; only needed after writes that torch does not see (``.data``, numpy)."""
+        for forward in self._forwards:
+            forward._pack()
+
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the modules that run packed."""

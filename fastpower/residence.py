@@ -27,6 +27,7 @@ class Residence:
         reusable = resume and isinstance(decoder, PrefixDecoder) and decoder.batch_invariant
         self._prefixes: PrefixDecoder | None = decoder if reusable else None  # type: ignore[assignment]
         self.evictions = 0
+        self.running = False  # a scheduler is at work and will ``flush``
         self._idle: dict[int, weakref.ref[Branch]] = {}  # decoder sequence → branch, least recently used first
         self._released: list[int] = []
         self._roots: weakref.WeakValueDictionary[tuple[int, ...], Branch] = weakref.WeakValueDictionary()
@@ -123,5 +124,9 @@ class Residence:
             self._prefixes.remember(sequence, tokens)
 
     def _release(self, sequence: int) -> None:
-        # Called from a destructor, possibly in the middle of a forward: only note it down.
-        self._released.append(sequence)
+        # Called from a destructor. While a scheduler runs that may be in the middle of a forward: only note it down.
+        if self.running:
+            self._released.append(sequence)
+        else:
+            self._idle.pop(sequence, None)
+            self.decoder.free(sequence)

@@ -97,6 +97,7 @@ class Scheduler:
         """
         queue = iter(jobs)
         exhausted = False
+        self.residence.running = True
         try:
             while True:
                 joining = not exhausted and not (self.lock_step and self.live)
@@ -183,6 +184,7 @@ class Scheduler:
         self._owner.clear()
         self._open.clear()
         self.residence.flush()
+        self.residence.running = False
 
     # -- requests ----------------------------------------------------------------------------------------------
 

@@ -59,7 +59,10 @@ class Decoder(Protocol):
     vocab_size: int
     eos_ids: frozenset[int]
     max_length: int  #: context length, prompt + answer
-    batch_invariant: bool  #: True if a row's bits do not depend on what it is batched with
+
+    @property
+    def batch_invariant(self) -> bool:
+        """True if a row's bits do not depend on what it is batched with, now."""
 
     def add(self) -> int:
         """A new empty sequence."""

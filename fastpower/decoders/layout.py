@@ -102,6 +102,23 @@ def refuse_by_config(model: Any) -> None:
         raise UnsupportedModel(f"{kind} does not route its attention through transformers' AttentionInterface")
 
 
+def refuse_by_placement(model: Any) -> None:
+    """Models that are not whole on one device: the cache and the kernels need every layer there. Raises
+    UnsupportedModel. A ``device_map`` that names one device is fine."""
+    kind = type(model).__name__
+    remedy = "load it on one device; on several GPUs run one process each (fastpower.distributed)"
+    for name in ("tp_size", "fsdp_size"):
+        size = getattr(model, name, None) or 1
+        if size > 1:
+            raise UnsupportedModel(f"{kind} is sharded over {size} processes ({name}): {remedy}")
+    places = sorted({str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()})
+    if len(places) > 1 or places == ["disk"]:
+        raise UnsupportedModel(f"{kind} is spread over {', '.join(places)} by its device_map: {remedy}")
+    devices = sorted({str(parameter.device) for parameter in model.parameters()})
+    if len(devices) > 1 or devices == ["meta"]:
+        raise UnsupportedModel(f"{kind} has weights on {', '.join(devices)}: {remedy}")
+
+
 def kv_layout(model: Any) -> KVLayout:
     """The layout of ``model``'s cache, found by one forward of two tokens (attention already set to ATTENTION)."""
     kind, text = type(model).__name__, model.config.get_text_config(decoder=True)

@@ -25,7 +25,7 @@ from fastpower.decoders.base import Draws, TokenDraws, TokenScores, Work
 from fastpower.decoders.batch import PackedBatch, Packer
 from fastpower.decoders.compiled import CompiledDecode
 from fastpower.decoders.fused import FusedForward
-from fastpower.decoders.layout import ATTENTION, kv_layout, refuse_by_config
+from fastpower.decoders.layout import ATTENTION, kv_layout, refuse_by_config, refuse_by_placement
 from fastpower.decoders.step import Step, register_attention
 from fastpower.decoders.transfer import to_device, to_host
 from fastpower.engine import Acceleration
@@ -67,8 +67,6 @@ class TransformersDecoder:
     Raises OutOfMemory, naming bytes needed and available, before weights are packed and before pages are allocated.
     """
 
-    batch_invariant: bool  #: True for the fused forward; torch's products choose their summation by the number of rows
-
     def __init__(
         self,
         model: Any,
@@ -87,6 +85,7 @@ class TransformersDecoder:
         if not 0.0 < memory_fraction <= 1.0:
             raise ValueError(f"memory_fraction must lie in (0, 1], got {memory_fraction}")
         refuse_by_config(model)
+        refuse_by_placement(model)
         register_attention()
         self.model, self.tokenizer, self.backend = model, tokenizer, backend
         # Text and image parts of one model have configurations of their own; each is asked which attention to use.
@@ -109,7 +108,6 @@ class TransformersDecoder:
             if self._fused is None:
                 self._acceleration = engine.accelerate(model)
                 self._acceleration.pause()
-        self.batch_invariant = self._fused is not None
         per_token = 2 * layout.num_layers * layout.num_kv_heads * layout.head_dim * layout.dtype.itemsize
         if cache_tokens is None:
             affordable = int(memory.available(layout.device) * memory_fraction) // per_token
@@ -152,8 +150,9 @@ class TransformersDecoder:
         self.cache.truncate(sequence, length)
 
     def free(self, sequence: int) -> None:
-        """Give a sequence back."""
-        self.cache.free(sequence)
+        """Give a sequence back. After ``close``, which gave all of them back, nothing happens."""
+        if "cache" in self.__dict__:
+            self.cache.free(sequence)
 
     def length(self, sequence: int) -> int:
         """Tokens held."""
@@ -162,14 +161,34 @@ class TransformersDecoder:
     def remember(self, sequence: int, tokens: Sequence[int]) -> None:
         """Keep the K/V of ``tokens``, the first that ``sequence`` holds, for later ``match``es; see ``PagedCache``.
 
-        Call ``cache.forget()`` after changing the model's weights.
+        Nothing is kept while a hook makes the model another one. Call ``forget`` after changing the model's weights.
         """
-        self.cache.remember(sequence, np.asarray(tokens, np.int64))
+        if not self._hooked:
+            self.cache.remember(sequence, np.asarray(tokens, np.int64))
 
     def match(self, tokens: Sequence[int]) -> tuple[int, int]:
         """(sequence, length): a new sequence that begins with the longest remembered prefix of ``tokens``; empty and 0
         if there is none. To have logits, feed at least one more token: match ``tokens[:-1]``."""
-        return self.cache.match(np.asarray(tokens, np.int64))
+        return self.cache.match(np.asarray([] if self._hooked else tokens, np.int64))
+
+    def forget(self) -> None:
+        """After changing the model's weights: pack them again and forget every remembered prefix.
+
+        A weight written by torch's own operations is packed again without this call; one written through ``.data``,
+        numpy or a pointer is not, and remembered K/V never go by themselves. Raises ValueError, nothing
+        changed, while sequences are held: their K/V belong to the old weights.
+        """
+        held = self.stats()["sequences"]
+        if held:
+            raise ValueError(
+                f"{held} sequences still hold K/V of the old weights: free them first (finished chains and schedulers "
+                "hold theirs until they are deleted)"
+            )
+        self.cache.forget()
+        if self._fused is not None:
+            self._fused = FusedForward(self.model)
+        if self._acceleration is not None:
+            self._acceleration.repack()
 
     # -------------------------------------------------------------------------------------------------- forward
 
@@ -227,7 +246,17 @@ class TransformersDecoder:
     ) -> None:
         self.close()
 
+    @property
+    def batch_invariant(self) -> bool:
+        """True while the fused forward is in use: not with a forward hook on a module, and not for other models,
+        because torch's products choose their order of summation by the number of rows."""
+        return self._fused is not None and not self._fused.hooked
+
     # ----------------------------------------------------------------------------------------------- internals
+
+    @property
+    def _hooked(self) -> bool:
+        return self._fused is not None and self._fused.hooked
 
     def _last_logits(self, batch: PackedBatch) -> Tensor:
         """(S, V) logits after the last token of each row."""
