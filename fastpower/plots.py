@@ -92,7 +92,8 @@ def plot_logp(record: Any, ax: Axes | None = None) -> Axes:
     for i in range(1, len(moves)):
         if moves[i].get("stage") != moves[i - 1].get("stage"):
             ax.axvline(i + 0.5, color=MUTED, linewidth=0.8, linestyle=":")
-    ax.legend(frameon=False, fontsize=8)
+    ax.locator_params(axis="x", integer=True)
+    ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return _finish(ax, "log p over moves", "move", "log p (nats)")
 
 
@@ -108,7 +109,7 @@ def plot_acceptance(records: Iterable[Any], ax: Axes | None = None) -> Axes:
     ax.set_xlim(0, 1)
     ax.set_ylim(0, 1.02)
     if ax.lines:
-        ax.legend(frameon=False, fontsize=8)
+        ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return _finish(ax, "Acceptance by cut position", "cut position / length", "accepted")
 
 
@@ -150,21 +151,27 @@ def plot_cost(rows: Sequence[Row], cost: str = "decoded_tokens", ax: Axes | None
     """Accuracy ± standard error of the rows of ``summarise`` against ``decoded_tokens`` or ``wall_seconds``."""
     if cost not in ("decoded_tokens", "wall_seconds"):
         raise ValueError(f"cost must be 'decoded_tokens' or 'wall_seconds', got {cost!r}")
-    ax = _axes(ax, figsize=(6, 3.4))
-    for i, row in enumerate(rows):
-        total = getattr(row, cost)
-        if total:
-            x = total / row.answers if cost == "wall_seconds" else total
-            colour = COLOURS[i % len(COLOURS)]
-            se = 0.0 if np.isnan(row.accuracy.se) else row.accuracy.se
-            ax.errorbar(x, row.accuracy.mean, yerr=se, fmt="o", color=colour, capsize=2)
-            ax.annotate(
-                row.method, (x, row.accuracy.mean), (7, 3), textcoords="offset points", color=colour, fontsize=8
-            )
+    ax = _axes(ax, figsize=(8, 3.4))
+    points = [(i, row, getattr(row, cost)) for i, row in enumerate(rows) if getattr(row, cost)]
+    for i, row, total in points:
+        x = total / row.answers if cost == "wall_seconds" else total
+        se = 0.0 if np.isnan(row.accuracy.se) else row.accuracy.se
+        ax.errorbar(
+            x, row.accuracy.mean, yerr=se, fmt="o", color=COLOURS[i % len(COLOURS)], capsize=2, label=row.method
+        )
     ax.set_xscale("log")
-    ax.margins(x=0.25)
+    ax.xaxis.set_major_formatter("{x:g}")  # 20, not 2 × 10¹
+    ax.xaxis.set_minor_formatter(_first_digits)
+    ax.margins(x=0.12)
+    if points:
+        ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     label = "tokens decoded per answer" if cost == "decoded_tokens" else "seconds per answer, all together"
     return _finish(ax, f"Accuracy against {label.split(' per')[0]}", label, "accuracy")
+
+
+def _first_digits(value: float, _: float) -> str:
+    """Labels of a logarithmic axis between its decades: 2, 3 and 5 of each; with all nine it is crowded."""
+    return f"{value:g}" if f"{value:e}"[0] in "235" else ""
 
 
 def plot_run(path: str | Path, folder: str | Path | None = None, formats: Sequence[str] = ("png",)) -> list[Path]:

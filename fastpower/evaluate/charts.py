@@ -88,7 +88,8 @@ def logp_over_moves(records: Mapping[str, Sequence[Record]], colours: Mapping[st
     if not curves:
         return None
     low, high = min(c.min() for c in curves.values()), max(c.max() for c in curves.values())
-    longest = max(len(c) for c in curves.values())
+    longest, margin = max(len(c) for c in curves.values()), 0.06 * (high - low)  # no line along the frame
+    low, high = low - margin, high + margin
     chart = Chart("log p over moves", "move of the last stage", "mean log p (nats)", (1, max(longest, 2)), (low, high))
     chart.whole_x = True
     for name, curve in curves.items():
@@ -111,7 +112,7 @@ def entropy_and_cuts(record: Record) -> str:
     strip = pitch * len(moves) + 6 if moves else 0.0
     top = max([*entropy, 0.5]) * 1.08
     chart = Chart("entropy along the answer", "token", "entropy (nats)", (0, length), (0, top), 1080, 190 + strip)
-    chart.strip = strip
+    chart.strip, chart.whole_x = strip, True
     xs = [float(x) for i in range(len(entropy)) for x in (i, i + 1)]  # token i spans i … i + 1, a cut at i is its start
     steps = [h for h in entropy for _ in range(2)]
     chart.area(xs, steps, COLOURS[0])
@@ -141,7 +142,9 @@ def logp_trace(record: Record) -> str | None:
     if not moves:
         return None
     values = [float(m["logp"]) for m in moves]
-    chart = Chart("log p over moves", "move", "log p (nats)", (0.5, len(values) + 0.5), (min(values), max(values)))
+    margin = 0.06 * (max(values) - min(values))
+    y = (min(values) - margin, max(values) + margin)
+    chart = Chart("log p over moves", "move", "log p (nats)", (0.5, len(values) + 0.5), y)
     chart.whole_x = True
     for i in range(1, len(moves)):
         if moves[i].get("stage") != moves[i - 1].get("stage"):
@@ -161,6 +164,7 @@ def ess(record: Record) -> str | None:
         return None
     particles = float(particles_of(record) or max(values))
     chart = Chart("effective sample size", "token", "ESS", (0, max(positions) or 1), (0, particles))
+    chart.whole_x = True
     chart.line(positions, values, COLOURS[2], 1.6)
     for x, y, hit in zip(positions, values, resampled, strict=True):
         tip = f"token {x}: ESS {y:.1f} of {particles:.0f}" + (", resampled" if hit else "")

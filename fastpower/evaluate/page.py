@@ -41,6 +41,8 @@ tbody tr:last-child td{border-bottom:0}
 .figures,div.figures{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));gap:14px 26px}
 figure{margin:0;min-width:0}
 figcaption{font-weight:600;font-size:14px;margin-bottom:4px}
+.legend{grid-column:1/-1;margin:0;color:var(--muted);font-size:13px}
+.legend span{display:inline-block;margin-right:18px}
 article>figure{margin:16px 0}
 svg{display:block;width:100%;height:auto}
 svg text{font-family:inherit;font-size:12px}

@@ -14,6 +14,8 @@ from fastpower.evaluate.statistics import Record, by_problem
 from fastpower.evaluate.summary import Row, by_method
 from fastpower.evaluate.svg import COLOURS
 from fastpower.evaluate.table import cells, several_answers
+from fastpower.evaluate.traces import moves_of
+from fastpower.models import DEFAULT_MODEL
 
 PROBLEMS = 12  #: problems whose answers are shown
 TOKENS = 1500  #: tokens of an answer that are shown
@@ -58,7 +60,8 @@ def page(config: Mapping[str, Any], versions: Mapping[str, str], records: Sequen
                 ),
                 ("log p over moves", charts.logp_over_moves(groups, colours)),
                 ("Acceptance by cut position", charts.acceptance(groups, colours)),
-            ]
+            ],
+            _legend(groups, colours),
         ),
         _answers(records, colours),
     ]
@@ -73,7 +76,7 @@ def page(config: Mapping[str, Any], versions: Mapping[str, str], records: Sequen
 def _facts(config: Mapping[str, Any], versions: Mapping[str, str]) -> str:
     model = config.get("model") or {}
     facts = {
-        "model": model.get("name") if isinstance(model, Mapping) else model,
+        "model": _model_name(model.get("name") if isinstance(model, Mapping) else model),
         "weights": model.get("dtype") if isinstance(model, Mapping) else None,
         "problems": config.get("problems"),
         "answers each": config.get("chains"),
@@ -84,6 +87,10 @@ def _facts(config: Mapping[str, Any], versions: Mapping[str, str]) -> str:
     }
     shown = [f"<span><b>{escape(k)}</b> {escape(str(v))}</span>" for k, v in facts.items() if v is not None]
     return f'<p class="facts">{"".join(shown)}</p>'
+
+
+def _model_name(name: Any) -> Any:
+    return DEFAULT_MODEL if name == "default" else name
 
 
 def _section(title: str, content: str, note: str = "") -> str:
@@ -110,9 +117,16 @@ def _table(
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _figures(figures: Sequence[tuple[str, str | None]]) -> str:
+def _figures(figures: Sequence[tuple[str, str | None]], legend: str = "") -> str:
     shown = [f"<figure><figcaption>{escape(t)}</figcaption>{svg}</figure>" for t, svg in figures if svg is not None]
-    return f'<section class="figures">{"".join(shown)}</section>' if shown else ""
+    return f'<section class="figures">{"".join(shown)}{legend}</section>' if shown else ""
+
+
+def _legend(groups: Mapping[str, Sequence[Record]], colours: Mapping[str, str]) -> str:
+    """The colours of the methods that make moves, for the charts that do not name their lines; "" without any."""
+    moving = [name for name, group in groups.items() if any(moves_of(record) for record in group)]
+    keys = [f'<span><i class="key" style="background:{colours[n]}"></i>{escape(n)}</span>' for n in moving]
+    return f'<p class="legend">{"".join(keys)}</p>' if keys else ""
 
 
 def _chosen(records: Sequence[Record]) -> dict[str, list[Record]]:

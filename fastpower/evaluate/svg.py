@@ -61,7 +61,7 @@ class Chart:
     x_format: Callable[[float], str] = number
     y_format: Callable[[float], str] = number
     left: float = 60
-    right: float = 16
+    right: float = 24  #: room for the last tick's label
     top: float = 14
     bottom: float = 40
     strip: float = 0  #: room left free below the axis
