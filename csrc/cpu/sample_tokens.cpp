@@ -31,7 +31,7 @@ int64_t choose(const T* mass, int64_t n, double target, double running, double* 
   return last;
 }
 
-// e^{alpha (z - m)} of one block, without the token `without` (an index in the block, -1 for none).
+// e^{alpha (z - m)} of one block, m the largest logit in it.
 struct Weights {
   int64_t block = -1;
   int n = 0;  // entries, a multiple of kChunk
@@ -39,16 +39,33 @@ struct Weights {
   alignas(64) float weight[kBlock];
   double chunk[kBlock / kChunk];
 
-  void compute(const Logits& logits, int64_t row, int64_t b, int64_t without, float alpha) {
-    const BlockKernels& kernels = block_kernels(logits.dtype);
+  // The block as it is; `top` is its largest logit, known from its statistics and finite.
+  void compute(const Logits& logits, int64_t row, int64_t b, float top, float alpha) {
     const int size = logits.block_size(b);
+    begin(b, size, top);
+    block_kernels(logits.dtype).weigh(logits.block(row, b), size, top, alpha, weight, chunk);
+    for (int c = 0; c < n / kChunk; ++c) total += chunk[c];
+  }
+
+  // The block without its entry `without`; m is -inf if nothing is left.
+  void compute_without(const Logits& logits, int64_t row, int64_t b, int64_t without, float alpha) {
+    const int size = logits.block_size(b);
+    block_kernels(logits.dtype).load(logits.block(row, b), size, weight);
+    weight[without] = -std::numeric_limits<float>::infinity();
+    const BlockKernels& kernels = block_kernels(Dtype::float32);
+    begin(b, size, -kInf);
+    const float top = kernels.largest(weight, n);
+    if (top == -kInf) return;
+    m = top;
+    kernels.weigh(weight, n, top, alpha, weight, chunk);
+    for (int c = 0; c < n / kChunk; ++c) total += chunk[c];
+  }
+
+  void begin(int64_t b, int size, double top) {
     block = b;
     n = (size + kChunk - 1) / kChunk * kChunk;
-    kernels.load(logits.block(row, b), size, weight);
-    if (without >= 0) weight[without] = -std::numeric_limits<float>::infinity();
-    m = kernels.weigh(weight, n, alpha, chunk);
+    m = top;
     total = 0;
-    for (int c = 0; c < n / kChunk; ++c) total += chunk[c];
   }
 
   int64_t draw(double u) const {
@@ -97,7 +114,7 @@ class RowDraws {
     // Everything relative to the largest logit that is left: it may be far below the excluded one.
     const int64_t home = exclude / kBlock;
     Weights& rest = scratch_.rest;
-    rest.compute(logits_, row_, home, exclude % kBlock, alpha_);
+    rest.compute_without(logits_, row_, home, exclude % kBlock, alpha_);
     double m = rest.m;
     for (int64_t b = 0; b < blocks_; ++b)
       if (b != home) m = std::max(m, partials_[b * partial_]);
@@ -110,7 +127,8 @@ class RowDraws {
  private:
   int64_t from_whole(int64_t block, double u) {
     Weights& whole = scratch_.whole;
-    if (whole.block != block) whole.compute(logits_, row_, block, -1, alpha_);
+    if (whole.block != block)
+      whole.compute(logits_, row_, block, static_cast<float>(partials_[block * partial_]), alpha_);
     return whole.draw(u);
   }
 
@@ -149,19 +167,25 @@ void for_rows(const Logits& logits, const Block& block_fn, const Row& row_fn) {
     row_fn(row);
   };
   if (logits.rows * logits.vocab <= kEntriesPerTask) {
+    const FlushSubnormals flush;
     for (int64_t row = 0; row < logits.rows; ++row) whole_row(row);
   } else if (logits.rows >= 4 * num_threads()) {
     const int64_t step = std::max<int64_t>(1, kEntriesPerTask / logits.vocab);
     parallel_for((logits.rows + step - 1) / step, [&](int64_t task) {
+      const FlushSubnormals flush;
       for (int64_t row = task * step; row < std::min(logits.rows, (task + 1) * step); ++row) whole_row(row);
     });
   } else {
     const int64_t step = kEntriesPerTask / kBlock, tasks = (blocks + step - 1) / step;
     parallel_for(logits.rows * tasks, [&](int64_t task) {
+      const FlushSubnormals flush;
       const int64_t first = task % tasks * step;
       for (int64_t b = first; b < std::min(blocks, first + step); ++b) block_fn(task / tasks, b);
     });
-    parallel_for(logits.rows, row_fn);
+    parallel_for(logits.rows, [&](int64_t row) {
+      const FlushSubnormals flush;
+      row_fn(row);
+    });
   }
 }
 

@@ -5,6 +5,7 @@
 using Vec = __m256;
 using Mask = __m256;
 constexpr int kWidth = 8;
+constexpr int kSteps = 1;
 
 FASTPOWER_INLINE Vec widen(__m128i bits, bfloat16) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
@@ -42,6 +43,9 @@ FASTPOWER_INLINE Vec scale(Vec p, Vec n, Vec shifted, Mask live) {
   (void)n;
   const __m256i power = _mm256_slli_epi32(_mm256_castps_si256(shifted), 23);
   return _mm256_and_ps(live, _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), power)));
+}
+FASTPOWER_INLINE bool any_above(Vec a, Vec b) {
+  return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)) != 0;
 }
 // a b + c where live, else c. b is finite or NaN where a is masked, so masking a is enough.
 FASTPOWER_INLINE Vec fma_where(Mask live, Vec a, Vec b, Vec c) {

@@ -8,6 +8,7 @@ struct Mask {
   bool v[8];
 };
 constexpr int kWidth = 8;
+constexpr int kSteps = 1;
 
 template <class T>
 inline Vec load(const T* p) {
@@ -73,6 +74,11 @@ inline Vec scale(Vec p, const Vec& n, const Vec& shifted, const Mask& live) {
     std::memcpy(&p.v[i], &bits, sizeof(bits));
   }
   return p;
+}
+inline bool any_above(const Vec& a, const Vec& b) {
+  bool found = false;
+  for (int i = 0; i < kWidth; ++i) found |= a.v[i] > b.v[i];
+  return found;
 }
 // a b + c where live, else c.
 inline Vec fma_where(const Mask& live, const Vec& a, const Vec& b, Vec c) {
