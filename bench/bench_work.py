@@ -2,6 +2,7 @@
 
 python -m bench.bench_work --data math500.json --out runs/work [--n 20] [--max-new-tokens 512] [--block 64]
 python -m bench.bench_work --report runs/work          the tables again, from what is there
+python -m bench.bench_work --report runs/work runs/frontier --plot work.png        mean log p against rows forwarded
 python -m bench.bench_work --wall                      one Power-SMC answer against one plain decode, by the clock
 
 A run folder of ``fastpower eval`` is filled (killed and started again, it goes on) and read. Chains are keyed by seed,
@@ -149,6 +150,31 @@ def wall(arguments):
     print(f"median ratio of an answer {statistics.median(answers):.2f}, of a step {statistics.median(steps):.2f}")
 
 
+def plot(folders, path):
+    """Mean log p against rows forwarded, with standard errors; settings of one sampler are joined."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    points = defaultdict(dict)
+    for folder in folders:
+        for label, records in by_method(read_records(folder, timings=True)).items():
+            if label.startswith("plain") or "skip=False" in label:
+                continue  # far below, and not what one would run
+            logp = np.array([record["logp"] for record in records])
+            rows = float(np.mean([record["forwards"] for record in records]))
+            points[label.split("(")[0]][label] = (rows, logp.mean(), logp.std(ddof=1) / len(logp) ** 0.5)
+    figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
+    for name, settings in points.items():
+        rows, mean, error = np.array(sorted(settings.values())).T
+        axes.errorbar(rows, mean, error, marker="o", capsize=3, label=name.replace("_", " "))
+    axes.set(xscale="log", xlabel="rows forwarded per answer", ylabel="mean total log p (nats) ± s.e.")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=130)
+
+
 def problems(arguments):
     if arguments.data is None:
         return load_task("math_mini").problems
@@ -159,7 +185,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="a MATH500-style file; default: the twelve packaged problems")
     parser.add_argument("--out", default="runs/work", help="run folder")
-    parser.add_argument("--report", metavar="RUN", help="only show a run folder")
+    parser.add_argument("--report", nargs="+", metavar="RUN", help="only show run folders")
+    parser.add_argument("--plot", metavar="PNG", help="with --report: draw what the rows bought")
     parser.add_argument("--wall", action="store_true", help="time Power-SMC against plain decoding instead")
     parser.add_argument("--methods", default=METHODS)
     parser.add_argument("--model", default=None)
@@ -173,7 +200,6 @@ def main():
     if arguments.wall:
         wall(arguments)
         return
-    folder = arguments.report or arguments.out
     load = lambda: fastpower.load(arguments.model, dtype=arguments.dtype)  # noqa: E731
     if arguments.report is None:
         task = load_task("math500", data=arguments.data) if arguments.data else load_task("math_mini")
@@ -182,10 +208,13 @@ def main():
             "dtype": arguments.dtype, "raw": None}, alpha=arguments.alpha, max_new_tokens=arguments.max_new_tokens,
             seed=arguments.seed, limit=arguments.n, shared={"block": arguments.block},
         )  # fmt: skip
-        evaluate(evaluation, local_engine(load, progress=True), folder, on_phase=print)
+        evaluate(evaluation, local_engine(load, progress=True), arguments.out, on_phase=print)
     model = load()
-    asked = {r["prompt_id"]: r["question"] for r in map(json.loads, (Path(folder) / "records.jsonl").open())}
-    report(folder, {name: len(model.tokens(question)) for name, question in asked.items()})
+    for folder in arguments.report or [arguments.out]:
+        asked = {r["prompt_id"]: r["question"] for r in map(json.loads, (Path(folder) / "records.jsonl").open())}
+        report(folder, {name: len(model.tokens(question)) for name, question in asked.items()})
+    if arguments.plot:
+        plot(arguments.report or [arguments.out], arguments.plot)
 
 
 if __name__ == "__main__":
