@@ -81,15 +81,27 @@ sys.exit(main(["eval", "--task", "toy", "--methods", "plain,mh(moves=4,block=4)"
 """
 
 
+REAL = ["-m", "fastpower", "eval", "--task", "arithmetic", "--n", "5", "--methods", "plain,mh(moves=3,block=4)"]
+REAL += ["--max-new-tokens", "10", "--max-rows", "2", "--dtype", "bfloat16", "--out"]
+
+
 @pytest.mark.slow
-def test_an_eval_killed_with_signal_9_at_three_random_moments_resumes_to_the_same_bytes(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "program, answers", [(["-c", PROGRAM], 30), pytest.param(REAL, 10, marks=pytest.mark.model)], ids=["toy", "smollm2"]
+)
+def test_an_eval_killed_with_signal_9_at_three_random_moments_resumes_to_the_same_bytes(
+    tmp_path: Path, program: list[str], answers: int, request: pytest.FixtureRequest
+) -> None:
+    if program is REAL:
+        request.getfixturevalue("smollm2")  # skips where the packaged model is not installed
+
     def start(out: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", PROGRAM, str(tmp_path / out)]
+        command = [sys.executable, *program, str(tmp_path / out)]
         environment = {**os.environ, "PYTHONPATH": os.getcwd()}
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
 
     assert start("whole").wait() == 0
-    moments = np.random.default_rng(3).integers(1, 7, size=3)
+    moments = np.random.default_rng(3).integers(1, answers // 4, size=3)
     for records in moments:
         process = start("broken")
         assert process.stderr is not None
@@ -100,7 +112,7 @@ def test_an_eval_killed_with_signal_9_at_three_random_moments_resumes_to_the_sam
         process.communicate()
         assert process.returncode == -signal.SIGKILL
     held = len((tmp_path / "broken/records.jsonl").read_bytes().splitlines())
-    assert moments.sum() <= held < 30
+    assert moments.sum() <= held < answers
     assert start("broken").wait() == 0
     assert _bytes(tmp_path / "broken") == _bytes(tmp_path / "whole")
 
