@@ -78,15 +78,17 @@ def comments(source: list[str], lines: dict[str, tuple[int, int]]) -> dict[str, 
 class Docstrings(griffe.Extension):
     """Called by griffe while it reads the package."""
 
-    def on_class_members(self, *, cls: griffe.Class, **_: Any) -> None:
+    def on_class_members(self, *, cls: griffe.Class, agent: Any, **_: Any) -> None:
         attributes = [m for m in cls.members.values() if isinstance(m, griffe.Attribute) and m.lineno and m.endlineno]
         found = comments(cls.lines_collection[cls.filepath], {m.name: (m.lineno, m.endlineno) for m in attributes})
         if cls.docstring is not None and attributes:
             cls.docstring.value = settings(cls.docstring.value, [member.name for member in attributes])
         if found:
-            text = cls.docstring.value if cls.docstring is not None else ""
-            text += "\n\nAttributes:\n" + "\n".join(f"    {name}: {comment}" for name, comment in found.items())
-            cls.docstring = griffe.Docstring(text, parent=cls, lineno=cls.docstring and cls.docstring.lineno)
+            section = "Attributes:\n" + "\n".join(f"    {name}: {comment}" for name, comment in found.items())
+            if cls.docstring is not None:
+                cls.docstring.value += f"\n\n{section}"
+            else:
+                cls.docstring = griffe.Docstring(section, parent=cls, parser=agent.docstring_parser)
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring is not None:
