@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from itertools import pairwise
 from types import TracebackType
 from typing import Any
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from fastpower import engine, kernels, memory
 from fastpower.cache import PagedCache
+from fastpower.decoders import verification
 from fastpower.decoders.base import Draws, TokenDraws, TokenScores, Work
 from fastpower.decoders.batch import PackedBatch, Packer
 from fastpower.decoders.compiled import CompiledDecode
@@ -29,15 +29,12 @@ from fastpower.decoders.layout import ATTENTION, kv_layout, refuse_by_config, re
 from fastpower.decoders.step import Step, register_attention
 from fastpower.decoders.transfer import to_device, to_host
 from fastpower.engine import Acceleration
-from fastpower.errors import InvalidLogits, UnsupportedModel
+from fastpower.errors import InvalidLogits
 from fastpower.kernels.dispatch import pick, resolve
 from fastpower.models import prompt_tokens
 
 #: bytes of logits that ``score`` holds at a time
 SCORE_BYTES = 128 << 20
-
-#: largest |Δlogit| between the paged path and the model's own attention, relative to the largest logit
-_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 8e-2}
 
 
 class TransformersDecoder:
@@ -385,41 +382,29 @@ class TransformersDecoder:
                 config._attn_implementation_internal = before
 
     def _verify(self) -> None:
-        """Two ragged sequences in chunks and single tokens, against the model's own attention on each alone.
-
-        Whatever hides in a model beyond attention over K/V (a convolution, a state, positions counted inside) makes
-        packed rows disturb each other or breaks the chunks, and shows here.
-        """
-        size = min(self.vocab_size, 1000)
-        texts = [[(37 * i + 11) % size for i in range(11)], [(53 * i + 29) % size for i in range(6)]]
-        if self.max_length < 11 or self.cache.free_pages < 2 * (1 + 11 // self.cache.page_size):
+        """See ``fastpower.decoders.verification``; nothing is compared where the cache has no room for it."""
+        longest = max(verification.LENGTHS)
+        if self.max_length < longest or self.cache.free_pages < 2 * (1 + longest // self.cache.page_size):
             return
-        sequences, ends = [self.add(), self.add()], list[Tensor]()
-        try:
-            long, short = (partial(Work, sequence) for sequence in sequences)
-            for work in (
-                [long(texts[0][:7]), short(texts[1][:5])],
-                [long(texts[0][7:10]), short(texts[1][5:])],
-                [long(texts[0][10:])],
-            ):
-                with self._packer.reserved(work) as batch, torch.inference_mode():
-                    ends.append(self._last_logits(batch))
-        finally:
-            for sequence in sequences:
-                self.free(sequence)
-        for text, logits in zip(texts, (ends[2][0], ends[1][1]), strict=True):
+
+        def paged(work: Sequence[Work]) -> Tensor:
+            with self._packer.reserved(work) as batch, torch.inference_mode():
+                return self._last_logits(batch)
+
+        def own(text: list[int]) -> Tensor:
             # "eager" is every model's definition of its attention; "sdpa" of some versions drops the soft cap
             with torch.inference_mode(), self._attention("eager"):
                 ids = torch.tensor([text], device=self.layout.device)
-                own = self.model(input_ids=ids, use_cache=False).logits[0, -1]
-            scale = float(own.abs().max())
-            error = float((own.float() - logits.float()).abs().max())
-            if scale < float("inf") and not error <= _TOLERANCE[self.layout.dtype] * max(scale, 1.0):
-                raise UnsupportedModel(
-                    f"{type(self.model).__name__} over pages differs from its own attention by {error:.3g} in a logit "
-                    f"(largest logit {scale:.3g}): it has state or positions outside the K/V cache. verify=False skips "
-                    "this comparison"
-                )
+                logits: Tensor = self.model(input_ids=ids, use_cache=False).logits[0, -1]
+                return logits
+
+        sequences = [self.add(), self.add()]
+        try:
+            name = type(self.model).__name__
+            verification.verify(name, self.layout.dtype, self.vocab_size, sequences, paged, own)
+        finally:
+            for sequence in sequences:
+                self.free(sequence)
 
 
 def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
