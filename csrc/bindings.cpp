@@ -401,7 +401,7 @@ void bind_paged_attention(py::module_& m) {
          int64_t tokens, int64_t q_heads, int64_t kv_heads, int64_t head_dim, int64_t num_pages,
          int64_t page_size, uintptr_t page_table, int64_t sequences, int64_t max_pages, int64_t table_stride,
          uintptr_t query_starts, uintptr_t lengths, uintptr_t shared_starts, uintptr_t shared_pages,
-         int64_t groups, double scale, int64_t window, double softcap, bool check_only) {
+         int64_t groups, double scale, int64_t window, double softcap, uintptr_t ancestors, bool check_only) {
         const PagedAttention a{pointer<const void>(query),
                                pointer<const void>(k_cache),
                                pointer<const void>(v_cache),
@@ -428,7 +428,8 @@ void bind_paged_attention(py::module_& m) {
                                groups,
                                static_cast<float>(scale),
                                static_cast<float>(softcap),
-                               window};
+                               window,
+                               pointer<const int64_t>(ancestors)};
         py::gil_scoped_release release;
         check_only ? check_attention(a) : paged_attention(a);
       },
@@ -438,7 +439,8 @@ void bind_paged_attention(py::module_& m) {
       py::arg("head_dim"), py::arg("num_pages"), py::arg("page_size"), py::arg("page_table"),
       py::arg("sequences"), py::arg("max_pages"), py::arg("table_stride"), py::arg("query_starts"),
       py::arg("lengths"), py::arg("shared_starts"), py::arg("shared_pages"), py::arg("groups"),
-      py::arg("scale"), py::arg("window"), py::arg("softcap"), py::arg("check_only") = false);
+      py::arg("scale"), py::arg("window"), py::arg("softcap"), py::arg("ancestors") = 0,
+      py::arg("check_only") = false);
 }
 
 float* floats(const py::object& address) {

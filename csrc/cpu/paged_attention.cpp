@@ -201,6 +201,21 @@ const AttentionKernel& kernel() {
   return portable::attention_kernel;
 }
 
+// The last of a query's ancestors is itself: they come before it.
+void check_tree(const PagedAttention& a, int64_t s) {
+  const int64_t start = a.query_starts[s], queries = a.query_starts[s + 1] - start;
+  if (queries > kMaxTree)
+    throw std::invalid_argument(
+        "paged_attention: ancestors is for at most 64 queries of a sequence, but sequence " +
+        std::to_string(s) + " has " + std::to_string(queries));
+  for (int64_t i = 0; i < queries; ++i)
+    if (static_cast<uint64_t>(a.ancestors[start + i]) >> i != 1)
+      throw std::invalid_argument("paged_attention: the highest bit of " + at("ancestors", start + i) +
+                                  " must be " + std::to_string(i) + ", the query's own among sequence " +
+                                  std::to_string(s) + "'s, got the word " +
+                                  std::to_string(static_cast<uint64_t>(a.ancestors[start + i])));
+}
+
 void check_group(const PagedAttention& a, int64_t g) {
   const int64_t s0 = a.shared_starts[g], s1 = a.shared_starts[g + 1], pages = a.shared_pages[g];
   if (s0 < 0 || s1 < s0 || s1 > a.sequences)
@@ -252,6 +267,7 @@ void check_attention(const PagedAttention& a) {
       throw std::invalid_argument("paged_attention: " + at("lengths", s) + " is " + std::to_string(length) +
                                   ", but page_table has " + std::to_string(a.max_pages) + " pages of " +
                                   std::to_string(a.page_size) + " tokens for it");
+    if (a.ancestors) check_tree(a, s);
     const int32_t* table = a.page_table + s * a.table_stride;
     for (int64_t p = 0; p < pages; ++p)
       if (table[p] < 0 || table[p] >= a.num_pages)

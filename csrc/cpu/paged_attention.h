@@ -31,7 +31,11 @@ struct PagedAttention {
   int64_t groups;
   float scale, softcap;
   int64_t window;
+  // (tokens,) or null: bit j says whether a query sees new token j of its sequence, of at most kMaxTree.
+  const int64_t* ancestors = nullptr;
 };
+
+constexpr int64_t kMaxTree = 64;
 
 // Throws std::out_of_range or std::invalid_argument, naming the entry, unless the integer tensors describe
 // sequences whose pages exist and groups that share what they claim.

@@ -218,9 +218,11 @@ void add_values(const float* p, const T* const* values, int64_t offset, int padd
 }
 
 // Scores of the keys [begin, end) that a row sees become weights 2^(s - m); gives m and the sum of the
-// weights. No row sees keys from count on. The rows take turns so that their chains of operations overlap.
+// weights. Bit i of hidden[r] hides key i of that range. No row sees keys from count on. The rows take turns
+// so that their chains of operations overlap.
 template <int R>
-void weigh(float* p, const int* begin, const int* end, int count, float cap, float* m, float* sum) {
+void weigh(float* p, const int* begin, const int* end, const uint64_t* hidden, int count, float cap, float* m,
+           float* sum) {
   const int limit = (count + W - 1) / W * W;
   F top[R], base[R], total[R];
   for (int r = 0; r < R; ++r) {
@@ -230,6 +232,7 @@ void weigh(float* p, const int* begin, const int* end, int count, float cap, flo
         Simd::store(row + i, Simd::mul(Simd::set(cap), tanh(Simd::load(row + i))));
     for (int i = 0; i < begin[r]; ++i) row[i] = -INFINITY;
     for (int i = end[r]; i < limit; ++i) row[i] = -INFINITY;
+    for (uint64_t h = hidden[r]; h; h &= h - 1) row[__builtin_ctzll(h)] = -INFINITY;
     top[r] = Simd::set(-INFINITY);
     total[r] = Simd::zero();
   }
@@ -419,11 +422,24 @@ class Worker {
     }
   }
 
+  // Of the keys [0, end) of a split those that a tree hides from a token, as bits.
+  uint64_t hidden_keys(int64_t token, int64_t split, int end) const {
+    static_assert(kSplit == 64, "a split's keys are the bits of a word");
+    if (!a_.ancestors || end == 0) return 0;
+    const int64_t s = task_.sequence, context = a_.lengths[s] - (a_.query_starts[s + 1] - a_.query_starts[s]);
+    const int64_t start = context - split * kSplit;  // where the new tokens start
+    if (start >= kSplit) return 0;
+    const uint64_t word = static_cast<uint64_t>(a_.ancestors[token]);
+    const uint64_t seen = start >= 0 ? word << start | ((uint64_t{1} << start) - 1) : word >> -start;
+    return ~seen & (~uint64_t{0} >> (kSplit - end));
+  }
+
   // One split for the rows [row, row + R). Masked keys are left out, not multiplied by 0: what they hold (a
   // later token's infinity) is none of this row's business.
   template <int R, class V>
   void block(int64_t split, int64_t h, int64_t row, const V* const* values, int64_t offset) {
     int begin[R], end[R], common_begin = 0, common_end = kSplit, count = 0;
+    uint64_t hidden[R];
     for (int r = 0; r < R; ++r) {
       const int64_t own = call_.position[token(row + r)] - split * kSplit;
       const int64_t first = a_.window > 0 ? own - a_.window + 1 : 0;
@@ -431,12 +447,14 @@ class Worker {
       end[r] = static_cast<int>(larger(begin[r], smaller(kSplit, own + 1)));
       common_begin = larger(common_begin, begin[r]);
       common_end = smaller(common_end, end[r]);
+      hidden[r] = hidden_keys(token(row + r), split, end[r]);
+      if (hidden[r]) common_end = smaller(common_end, __builtin_ctzll(hidden[r]));
       if (begin[r] < end[r]) count = static_cast<int>(larger(count, end[r]));
     }
     float m[R], l[R];
     if (count > 0) {
       score_rows<R>(queries(h, row), s_.keys, count, dim_, s_.p, &ahead_, lines_per_step_);
-      weigh<R>(s_.p, begin, end, count, cap_, m, l);
+      weigh<R>(s_.p, begin, end, hidden, count, cap_, m, l);
       clear(s_.a, R * padded_);
       common_end = larger(common_begin, common_end);
       const auto one_row = [&](int r, int first, int last) {
@@ -445,7 +463,15 @@ class Worker {
       };
       for (int r = 0; r < R; ++r) one_row(r, begin[r], smaller(end[r], common_begin));
       add_values<R>(s_.p, values, offset, padded_, common_begin, common_end, s_.a, &ahead_, lines_per_step_);
-      for (int r = 0; r < R; ++r) one_row(r, larger(begin[r], common_end), end[r]);
+      for (int r = 0; r < R; ++r) {
+        int first = static_cast<int>(larger(begin[r], common_end));
+        for (uint64_t h = hidden[r]; h; h &= h - 1) {
+          const int key = __builtin_ctzll(h);
+          one_row(r, first, key);
+          first = key + 1;
+        }
+        one_row(r, first, end[r]);
+      }
     }
     for (int r = 0; r < R; ++r)
       if (begin[r] == end[r]) m[r] = -INFINITY, l[r] = 0.0f;

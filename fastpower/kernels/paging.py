@@ -77,6 +77,7 @@ def paged_attention(
     window: int = 0,
     softcap: float = 0.0,
     shared: tuple[Tensor, Tensor] | None = None,
+    ancestors: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Causal attention of ragged queries (decode, chunked prefill, both mixed) over paged keys and values.
@@ -98,6 +99,9 @@ def paged_attention(
         shared: (starts (G+1,) int32, pages (G,) int32): the sequences starts[g] … starts[g+1] - 1 have their first
             pages[g] page-table entries in common, full pages before every query, and a backend may read those once for
             all of them. A hint: it changes time, never a bit of the result.
+        ancestors: (N,) int64: the queries of a sequence, at most 64, form a tree. Bit j of a query's word says whether
+            it sees its sequence's query j; bits before its own are its ancestors', its own is set, none is behind it.
+            Everything before the sequence's first query it sees anyway. Not together with ``window``.
 
     Returns (N, Hq, D), contiguous, of the query's dtype. A row's bits do not depend on the other rows, on how many of
     its sequence's queries are in this call, on the pages' numbers, on ``shared`` or on the number of threads (they do
@@ -125,6 +129,7 @@ def paged_attention(
         float(softcap),
         starts,
         pages,
+        ancestors,
         backend,
     )
     return result
@@ -203,20 +208,22 @@ def _paged_attention(
     softcap: float,
     shared_starts: Tensor | None,
     shared_pages: Tensor | None,
+    ancestors: Tensor | None,
     backend: str,
 ) -> Tensor:
     op = "paged_attention"
     tensors = (query, k_cache, v_cache, page_table, query_starts, lengths)
     shared = (shared_starts, shared_pages)
-    if not _attention_fits(*tensors, scale, window, softcap, *shared):
-        _check_attention(op, *tensors, scale, window, softcap, *shared)
+    if not _attention_fits(*tensors, scale, window, softcap, *shared, ancestors):
+        _check_attention(op, *tensors, scale, window, softcap, *shared, ancestors)
     device = query.device
     backend = pick(backend, device)
     run = resolve(op, backend, device)
     groups = None if shared_starts is None else shared
     if backend != "cpu" and device.type == "cpu":
-        resolve(op, "cpu", device)(*tensors, shared=groups, check_only=True)
-    result: Tensor = run(*tensors, scale=scale, window=window, softcap=softcap, shared=groups)
+        resolve(op, "cpu", device)(*tensors, shared=groups, ancestors=ancestors, check_only=True)
+    options: dict[str, Any] = {"scale": scale, "window": window, "softcap": softcap, "shared": groups}
+    result: Tensor = run(*tensors, **options, ancestors=ancestors)
     return result
 
 
@@ -232,6 +239,7 @@ def _attention_fits(
     softcap: float,
     shared_starts: Tensor | None,
     shared_pages: Tensor | None,
+    ancestors: Tensor | None,
 ) -> bool:
     try:
         _, q_heads, dim = query.shape
@@ -241,6 +249,7 @@ def _attention_fits(
         return (
             shared_starts is None
             and shared_pages is None
+            and ancestors is None
             and dtype in FLOATS
             and 0 < dim <= 256
             and dim % 8 == 0
@@ -277,6 +286,7 @@ def _check_attention(
     softcap: float,
     shared_starts: Tensor | None,
     shared_pages: Tensor | None,
+    ancestors: Tensor | None,
 ) -> None:
     check_tensor(op, "query", query, FLOATS, ("N", "Hq", "D"))
     device, (_, heads, dim) = query.device, query.shape
@@ -295,6 +305,10 @@ def _check_attention(
         raise ValueError(f"{op}: window must be >= 0 (0 = none), got {window}")
     if not (math.isfinite(softcap) and softcap >= 0):
         raise ValueError(f"{op}: softcap must be finite and >= 0 (0 = none), got {softcap}")
+    if ancestors is not None:
+        check_tensor(op, "ancestors", ancestors, _I64, query.shape[:1], device)
+        if window > 0:
+            raise ValueError(f"{op}: ancestors do not go with a window, got window={window}; use window=0")
     if shared_starts is None and shared_pages is None:
         return
     if shared_starts is None or shared_pages is None:
@@ -373,7 +387,7 @@ _copy_pages_op = register(
 _paged_attention_op = register(
     "paged_attention(Tensor query, Tensor k_cache, Tensor v_cache, Tensor page_table, Tensor query_starts, "
     "Tensor lengths, float scale, int window, float softcap, Tensor? shared_starts, Tensor? shared_pages, "
-    "str backend) -> Tensor",
+    "Tensor? ancestors, str backend) -> Tensor",
     _paged_attention,
     _fake_paged_attention,
 )

@@ -4,6 +4,8 @@ For a query q at position t of its sequence, with keys k_j and values v_j of tha
 
     s_j = scale * q.k_j,    s_j <- softcap * tanh(s_j / softcap) if softcap > 0
     o   = sum_j softmax(s)_j v_j    over max(0, t - window + 1) <= j <= t   (window = 0: over all j <= t)
+
+With ``ancestors`` the new tokens of a sequence form a tree, and of them a query sees only those whose bit its word has.
 """
 
 from __future__ import annotations
@@ -23,9 +25,10 @@ def paged_attention(
     window=0,
     softcap=0.0,
     shared=None,
+    ancestors=None,
 ):
     """query (N, Hq, D); caches (pages, page_size, Hkv, D); page_table (S, max_pages); query_starts (S+1,);
-    lengths (S,). ``shared`` changes nothing here. Returns (N, Hq, D) of the query's dtype.
+    lengths (S,); ancestors (N,) or None. ``shared`` changes nothing here. Returns (N, Hq, D) of the query's dtype.
     """
     page_size, kv_heads, head_dim = k_cache.shape[1:]
     group = query.shape[1] // kv_heads
@@ -51,6 +54,10 @@ def paged_attention(
         visible = seen <= own
         if window > 0:
             visible &= seen > own - window
+        if ancestors is not None:  # bit j of a query's word: it sees new token j
+            visible[:, length - new :] &= (
+                ancestors[rows][:, None] >> torch.arange(new, device=query.device) & 1
+            ).bool()
         p = score.masked_fill(~visible, -torch.inf).softmax(-1)
         out[rows] = (p @ v.unsqueeze(1)).permute(2, 0, 1, 3).flatten(1, 2).to(query.dtype)
     return out

@@ -46,7 +46,7 @@ def append_kernel(
     page = slot // PAGE
     offset = slot % PAGE
     o = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    mask = (o < H * D) & (slot >= 0)
+    mask = o < tl.where(slot >= 0, H * D, 0)  # interpreters take no broadcast of a single bit for a mask
     o_head = o // D
     o_d = o % D
     b_k = tl.load(key_ptr + i_token * key_stride_token + o_head * key_stride_head + o_d, mask=mask)

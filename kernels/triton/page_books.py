@@ -167,17 +167,18 @@ def reserve_kernel(
     needed = tl.sum(m_new.to(tl.int32), axis=0)
     is_wide = tl.max(tl.where(m_row, b_column, -1), axis=0) < max_pages
     fits = (needed <= count) & is_wide
+    m_fits = o < tl.where(fits, R, 0)  # interpreters take no broadcast of a single bit for a mask
     tl.debug_barrier()
-    tl.atomic_add(references_ptr + b_last, 1, mask=m_partial & ((m_copy == 0) | (fits == 0)))
-    m_new = m_new & fits
+    tl.atomic_add(references_ptr + b_last, 1, mask=m_partial & ((m_copy == 0) | (m_fits == 0)))
+    m_new = m_new & m_fits
     b_place = count - tl.cumsum(m_new.to(tl.int32), axis=0)
     b_page = tl.where(m_new, tl.load(free_ptr + b_place, mask=m_new, other=0), b_last)
     tl.store(references_ptr + b_page, 1, mask=m_new)
     tl.store(p_entry, b_page, mask=m_new)
-    tl.store(lengths_ptr + b_row, b_length + 1, mask=m_row & fits)
+    tl.store(lengths_ptr + b_row, b_length + 1, mask=m_row & m_fits)
     slot = b_page.to(tl.int64) * page_size + b_offset
-    m_copy = m_copy & fits
-    tl.store(slots_ptr + o, tl.where(m_row & fits, slot, -1), mask=mask)
+    m_copy = m_copy & m_fits
+    tl.store(slots_ptr + o, tl.where(m_row & m_fits, slot, -1), mask=mask)
     tl.store(source_ptr + o, tl.where(m_copy, b_last, -1).to(tl.int64), mask=mask)
     tl.store(target_ptr + o, tl.where(m_copy, b_page, -1).to(tl.int64), mask=mask)
     tl.store(tokens_ptr + o, tl.where(m_copy, b_offset, 0).to(tl.int64), mask=mask)

@@ -56,6 +56,18 @@ def make_case(
     return Case(torch.cat(query).to(dtype), k_cache, v_cache, table, starts, torch.tensor(lengths, dtype=torch.int32))
 
 
+def make_tree(queries, seed=0):
+    """``ancestors`` of a random tree per sequence, (sum(queries),) int64: every query but the first has a parent."""
+    g, words = torch.Generator().manual_seed(seed), []
+    for n in queries:
+        own = []
+        for i in range(n):
+            parent = own[int(torch.randint(i, (), generator=g))] if i else 0
+            own.append(parent | 1 << i)
+        words += [word - (1 << 64) if word >> 63 else word for word in own]
+    return torch.tensor(words, dtype=torch.int64)
+
+
 def _tokens(seed, sequence, length, heads, dim, shared=0):
     """(length, heads, dim) standard normals; the first ``shared`` are those of sequence 0."""
     own = torch.randn(length, heads, dim, generator=torch.Generator().manual_seed(seed * 1000 + sequence))

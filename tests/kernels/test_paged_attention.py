@@ -309,7 +309,9 @@ def test_operator_passes_opcheck():
     case = make_case([20, 70], [1, 3], shared_tokens=16)
     shared = (torch.tensor([0, 2], dtype=torch.int32), torch.tensor([1], dtype=torch.int32))
     for starts, pages in [(None, None), shared]:
-        torch.library.opcheck(torch.ops.fastpower.paged_attention.default, (*case, 0.125, 0, 0.0, starts, pages, "cpu"))
+        torch.library.opcheck(
+            torch.ops.fastpower.paged_attention.default, (*case, 0.125, 0, 0.0, starts, pages, None, "cpu")
+        )
 
 
 def test_compiles_without_graph_break():

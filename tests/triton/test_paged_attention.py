@@ -7,7 +7,7 @@ from fastpower.kernels.reference.paged_attention import paged_attention as refer
 from fastpower.kernels.triton import paged_attention as kernels
 
 from fastpower.kernels import paged_attention
-from tests.kernels.paging_inputs import Case, gathered, make_case, visible
+from tests.kernels.paging_inputs import Case, gathered, make_case, make_tree, visible
 
 MIXED = dict(lengths=[1, 40, 300], queries=[1, 5, 2], q_heads=3, kv_heads=1)
 
@@ -121,6 +121,13 @@ def test_a_query_decoded_alone_has_the_bits_it_has_in_a_chunk():
             lengths=torch.tensor([265 + i], dtype=torch.int32),
         )
         assert torch.equal(paged_attention(*decode, backend="triton")[0], value[i])
+
+
+def test_trees_of_several_sequences_through_the_facade():
+    queries = [9, 64, 1]
+    case, words = make_case([70, 300, 40], queries, q_heads=2, kv_heads=1, head_dim=64), make_tree(queries)
+    value = paged_attention(*case, ancestors=words, backend="triton")
+    torch.testing.assert_close(value, paged_attention(*case, ancestors=words, backend="reference"), atol=2e-6, rtol=0)
 
 
 def test_tree_queries_see_their_ancestors_only():

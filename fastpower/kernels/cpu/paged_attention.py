@@ -17,12 +17,14 @@ def paged_attention(
     window: int = 0,
     softcap: float = 0.0,
     shared: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ancestors: torch.Tensor | None = None,
     check_only: bool = False,
 ) -> torch.Tensor:
     query, page_table = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, page_table))
     query_starts, lengths = query_starts.contiguous(), lengths.contiguous()
     starts, pages = (x.contiguous() for x in shared) if shared is not None else (None, None)
     num_pages, page_size, kv_heads, head_dim = k_cache.shape
+    ancestors = None if ancestors is None else ancestors.contiguous()
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
     _C.paged_attention(
         query.data_ptr(),
@@ -52,6 +54,7 @@ def paged_attention(
         head_dim**-0.5 if scale is None else scale,
         window,
         softcap,
+        0 if ancestors is None else ancestors.data_ptr(),
         check_only,
     )
     return out

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastpower.kernels.cuda import library
+from fastpower.kernels.dispatch import resolve
 
 SPLIT = 256  #: positions, as in the kernel
 ENOUGH = 512  #: (query, K/V head) pairs that fill a large GPU; with fewer, splits are spread over it
@@ -23,9 +24,15 @@ def paged_attention(
     window: int = 0,
     softcap: float = 0.0,
     shared: tuple[Tensor, Tensor] | None = None,
+    ancestors: Tensor | None = None,
 ) -> Tensor:
     """The façade's docstring is the contract. Made for decoding: prefill runs a query at a time, and ``shared`` is not
-    used. A page outside the cache makes the rows that need it NaN."""
+    used. A page outside the cache makes the rows that need it NaN. Trees (``ancestors``) go to Triton."""
+    if ancestors is not None:
+        options = {"scale": scale, "window": window, "softcap": softcap, "shared": shared, "ancestors": ancestors}
+        run = resolve("paged_attention", "triton", query.device)
+        tree: Tensor = run(query, k_cache, v_cache, page_table, query_starts, lengths, **options)
+        return tree
     query = query.contiguous()
     pages, page_size, kv_heads, dim = k_cache.shape
     queries, heads = query.shape[:2]

@@ -6,8 +6,8 @@ take two kinds, told apart by shapes alone (asking the device would stall it):
     decode    as many queries as sequences, one each
     prefill   a single sequence, any number of queries: a chunk at the end of its tokens
 
-Everything else (decode and prefill mixed, several prefills, float32, pages that are not a multiple of 256 tokens) goes
-to Triton. Queries are the last tokens of their sequence, which is how ``causal=True`` aligns its mask there; a window
+Everything else (decode and prefill mixed, trees, several prefills, float32, pages that are not a multiple of 256
+tokens) goes to Triton. Queries are the last tokens of their sequence, which is how ``causal=True`` aligns its mask there; a window
 of w tokens counts the query's own, so it is ``window_size=(w − 1, 0)``.
 """
 
@@ -49,6 +49,7 @@ def paged_attention(
     window: int = 0,
     softcap: float = 0.0,
     shared: tuple[Tensor, Tensor] | None = None,
+    ancestors: Tensor | None = None,
 ) -> Tensor:
     """The façade's docstring is the contract, but every sequence must own at least one query, or a decode batch could
     not be told from its shape. ``shared`` is not used.
@@ -57,9 +58,10 @@ def paged_attention(
     with it. Few sequences with long contexts therefore leave much of a GPU idle; Triton splits those in a fixed way.
     """
     options: dict[str, Any] = {"scale": scale, "window": window, "softcap": softcap}
-    if refusal(query, k_cache, lengths) is not None:
+    if ancestors is not None or refusal(query, k_cache, lengths) is not None:
         run = resolve("paged_attention", "triton", query.device)
-        out: Tensor = run(query, k_cache, v_cache, page_table, query_starts, lengths, **options, shared=shared)
+        options |= {"shared": shared, "ancestors": ancestors}
+        out: Tensor = run(query, k_cache, v_cache, page_table, query_starts, lengths, **options)
         return out
     from flash_attn import flash_attn_with_kvcache
 
