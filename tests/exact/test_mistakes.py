@@ -18,6 +18,7 @@ from fastpower.decoders.base import TokenDraws
 from fastpower.decoders.toy import ToyDecoder
 from fastpower.kernels import sample_tokens
 from fastpower.outcome import Outcome
+from fastpower.proposal import redraw
 from fastpower.record import Record
 from fastpower.samplers import Lookahead, MetropolisHastings, PowerSMC, lookahead
 from fastpower.samplers.move import MoveKernel
@@ -61,6 +62,14 @@ class WrongSign(MoveKernel):
 
         target = self.alpha * (y.total_logp - x.total_logp)
         return target + log_q(y) - log_q(x) + math.log(len(x) / len(y))
+
+
+@dataclass(frozen=True, slots=True)
+class CappedAtLength(MoveKernel):
+    """Proposals stop where the current answer ends."""
+
+    def redraw(self, chain, x, cut, *labels):
+        return redraw(chain, x, cut, len(x), chain.key(*labels), self.alpha, self.exponents)
 
 
 @dataclass(frozen=True)
@@ -134,6 +143,7 @@ def p_value(decoder, sampler, cut_law=None) -> float:
 SETTINGS = {"target": PowerTarget(ALPHA, 4), "block": 2, "moves": 3}
 CONTROLS = {
     "suffix cut to the proposal's length": (WithKernel(**SETTINGS, mistake=SuffixCutToProposal), None),
+    "proposals capped at the current length": (WithKernel(**SETTINGS, mistake=CappedAtLength), None),
     "wrong sign of the proposal term": (WithKernel(**SETTINGS, mistake=WrongSign), None),
     "uniform cut without the length ratio": (MetropolisHastings(**SETTINGS, cut=NoLengthRatio()), None),
     "position 0 never cut": (MetropolisHastings(**SETTINGS, cut=NeverAtZero()), None),

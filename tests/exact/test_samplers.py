@@ -276,6 +276,31 @@ def test_alpha_one_keeps_all_weights_equal(models, cls):
         assert abs(run.diagnostics.get("log_z", 0.0)) < 1e-5
 
 
+# -- alpha = 1 -------------------------------------------------------------------------------------------------
+
+MODEL_ITSELF = PowerTarget(1.0, 3)
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        EntropyCut(MODEL_ITSELF, block=2, moves=1),
+        MultipleTry(MODEL_ITSELF, block=2, moves=1, tries=2),
+        EntropyGuided(MODEL_ITSELF, block=2, moves=1, tries=2),
+        ParallelTempering(MODEL_ITSELF, block=2, moves=1, ladder=(0.5, 1.0)),
+        PowerSMC(MODEL_ITSELF, particles=3, block=1),
+        ParticleMH(MODEL_ITSELF, particles=2, block=1, moves=1),
+        ConditionalSMC(MODEL_ITSELF, particles=2, block=1, moves=1),
+        AuxiliaryParticles(MODEL_ITSELF, particles=2, block=1, rollouts=1, lookahead=1),
+        Lookahead(MODEL_ITSELF, block=1, candidates=2, keep=2, rollouts=1, lookahead=1),
+    ],
+    ids=lambda sampler: sampler.method,
+)
+def test_alpha_one_is_the_model_itself_for_every_sampler(models, sampler):
+    space = Enumeration(models["modes"], 1.0, 3)
+    assert g_test(frequencies(models["modes"], sampler, 600), space.answers, space.pi) > 1e-3
+
+
 # -- bad input -------------------------------------------------------------------------------------------------
 
 
