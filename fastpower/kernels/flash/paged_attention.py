@@ -7,8 +7,8 @@ take two kinds, told apart by shapes alone (asking the device would stall it):
     prefill   a single sequence, any number of queries: a chunk at the end of its tokens
 
 Everything else (decode and prefill mixed, trees, several prefills, float32, pages that are not a multiple of 256
-tokens) goes to Triton. Queries are the last tokens of their sequence, which is how ``causal=True`` aligns its mask there; a window
-of w tokens counts the query's own, so it is ``window_size=(w − 1, 0)``.
+tokens) goes to Triton. Queries are the last tokens of their sequence, which is how ``causal=True`` aligns its mask
+there; a window of w tokens counts the query's own, so it is ``window_size=(w − 1, 0)``.
 """
 
 from __future__ import annotations
