@@ -26,6 +26,10 @@ void for_rows(int64_t rows, int64_t floats_per_row, const Fn& fn) {
   });
 }
 
+// Distance of rows that products read: an odd number of cache lines, at least. At a multiple of many lines
+// the rows of a tile would compete for a few sets of the cache.
+int64_t row_bytes(int64_t width, int64_t size) { return ((width * size + 63) / 64 | 1) * 64; }
+
 class Clock {
  public:
   void add_to(double* part) {
@@ -77,14 +81,16 @@ void DecoderForward::embed(const DecoderBatch& batch) {
 Rows DecoderForward::norm(const float* weight, const int64_t* rows, int64_t count) {
   const int64_t width = model_.hidden;
   const bool narrow = Rows::narrow(isa_, model_.dtype);
+  const int64_t stride = row_bytes(width, narrow ? 2 : 4);
+  char* out = reinterpret_cast<char*>(normed_.data());
   for_rows(count, width, [&](int64_t i) {
     static thread_local std::vector<float> scratch;  // stays in L1
     if (narrow && scratch.size() < static_cast<size_t>(width)) scratch.resize(static_cast<size_t>(width));
-    float* wide = narrow ? scratch.data() : normed_.data() + i * width;
+    float* wide = narrow ? scratch.data() : reinterpret_cast<float*>(out + i * stride);
     math_->rms_norm(hidden_.data() + (rows ? rows[i] : i) * width, weight, model_.eps, width, wide);
-    if (narrow) math_->narrow(wide, width, reinterpret_cast<bfloat16*>(normed_.data()) + i * width);
+    if (narrow) math_->narrow(wide, width, reinterpret_cast<bfloat16*>(out + i * stride));
   });
-  return {isa_, reinterpret_cast<const char*>(normed_.data()), width * (narrow ? 2 : 4)};
+  return {isa_, out, stride};
 }
 
 // Rotated queries to query_, rotated keys and values to their slots.
@@ -199,23 +205,25 @@ void DecoderForward::mlp_block(const DecoderLayer& layer, int64_t tokens, const 
   const Rows input = norm(layer.mlp_norm, nullptr, tokens);
   const int64_t width = model_.intermediate;
   const bool narrow = Rows::narrow(isa_, model_.dtype);
-  for_each_panel(
-      layer.gate, tokens, &layer.down,
-      [&](int64_t row0, int64_t count, int64_t panel, const NextPanel& next) {
-        alignas(64) float gate[kTileRows * kPanel], up[kTileRows * kPanel];
-        linear_tile(layer.gate, input, row0, count, panel, layer.up.panel_data(panel), gate);
-        linear_tile(layer.up, input, row0, count, panel, next.data(), up);
-        math_->gate(gate, up, count * kPanel, model_.activation, gate);
-        const int64_t column = panel * kPanel, columns = std::min(kPanel, width - column);
-        for (int64_t i = 0; i < count; ++i) {
-          const int64_t at = (row0 + i) * width + column;
-          if (narrow)
-            math_->narrow(gate + i * kPanel, columns, reinterpret_cast<bfloat16*>(gated_.data()) + at);
-          else
-            std::memcpy(gated_.data() + at, gate + i * kPanel, static_cast<size_t>(columns) * sizeof(float));
-        }
-      });
-  const Rows gated{isa_, reinterpret_cast<const char*>(gated_.data()), width * (narrow ? 2 : 4)};
+  const int64_t stride = row_bytes(width, narrow ? 2 : 4);
+  char* out = reinterpret_cast<char*>(gated_.data());
+  for_each_panel(layer.gate, tokens, &layer.down,
+                 [&](int64_t row0, int64_t count, int64_t panel, const NextPanel& next) {
+                   alignas(64) float gate[kTileRows * kPanel], up[kTileRows * kPanel];
+                   linear_tile(layer.gate, input, row0, count, panel, layer.up.panel_data(panel), gate);
+                   linear_tile(layer.up, input, row0, count, panel, next.data(), up);
+                   math_->gate(gate, up, count * kPanel, model_.activation, gate);
+                   const int64_t column = panel * kPanel, columns = std::min(kPanel, width - column);
+                   for (int64_t i = 0; i < count; ++i) {
+                     char* row = out + (row0 + i) * stride;
+                     if (narrow)
+                       math_->narrow(gate + i * kPanel, columns, reinterpret_cast<bfloat16*>(row) + column);
+                     else
+                       std::memcpy(reinterpret_cast<float*>(row) + column, gate + i * kPanel,
+                                   static_cast<size_t>(columns) * sizeof(float));
+                   }
+                 });
+  const Rows gated{isa_, out, stride};
   add_product(layer.down, gated, layer.output_norm, tokens, then);
   clock.add_to(&times_.mlp);
 }
@@ -232,9 +240,9 @@ void DecoderForward::run(const DecoderBatch& batch) {
   };
   const int64_t queries = model_.q_heads * model_.head_dim;
   grow(&hidden_, model_.hidden);
-  grow(&normed_, model_.hidden);
+  grow(&normed_, row_bytes(model_.hidden, 4) / 4);
   grow(&block_, model_.hidden);
-  grow(&gated_, model_.intermediate);
+  grow(&gated_, row_bytes(model_.intermediate, 4) / 4);
   grow(&qkv_, queries + 2 * model_.kv_heads * model_.head_dim);
   grow(&query_, queries * 4);
   grow(&attended_, queries * 4);

@@ -15,6 +15,7 @@
 
 #include <cstdint>
 #include <mutex>
+#include <new>
 #include <utility>
 #include <vector>
 
@@ -80,6 +81,21 @@ struct DecoderTimes {
   double qkv, append, attention, out, mlp, head;
 };
 
+// A vector that begins at a cache line: a tile row or vector that crosses one costs two reads.
+template <typename T>
+struct LineAllocator {
+  using value_type = T;
+  LineAllocator() = default;
+  template <typename U>
+  LineAllocator(const LineAllocator<U>&) {}
+  T* allocate(size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t{64})); }
+  void deallocate(T* at, size_t) { ::operator delete(at, std::align_val_t{64}); }
+  bool operator==(const LineAllocator&) const { return true; }
+  bool operator!=(const LineAllocator&) const { return false; }
+};
+template <typename T>
+using Lines = std::vector<T, LineAllocator<T>>;
+
 class DecoderForward {
  public:
   explicit DecoderForward(DecoderModel model) : model_(std::move(model)) {}
@@ -106,8 +122,8 @@ class DecoderForward {
   const RowMath* math_ = nullptr;
   // (tokens, …) each: the residual stream, normed rows as the kernels want them, q | k | v, a block's output
   // before its own norm, act(gate) · up, and queries and attention output in the model's dtype.
-  std::vector<float> hidden_, normed_, qkv_, block_, gated_;
-  std::vector<char> query_, attended_;
+  Lines<float> hidden_, normed_, qkv_, block_, gated_;
+  Lines<char> query_, attended_;
 };
 
 }  // namespace fastpower

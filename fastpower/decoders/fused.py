@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ _MODELS = {
     "Qwen3ForCausalLM": "qwen3",
     "Gemma3ForCausalLM": "gemma3",
 }
+_VERSION = attrgetter("_version")
 _ACTIVATIONS = {"silu": False, "gelu_pytorch_tanh": True}
 #: rotary scalings whose table does not depend on the longest sequence
 _ROPES = {"default", "linear", "llama3", "yarn"}
@@ -42,7 +44,11 @@ class FusedForward:
     def __init__(self, model: Any) -> None:
         """Use ``of``: this assumes that the model is one that can be taken."""
         self._model = model
-        self._parameters, self._modules = list(model.parameters()), list(model.modules())
+        self._parameters = list(model.parameters())
+        # asked at every step, so as few Python operations as can be: a module keeps its dictionaries for life
+        self._hooks = [
+            hooks for module in model.modules() for hooks in (module._forward_hooks, module._forward_pre_hooks)
+        ]
         self._positions = 0
         self._pack()
 
@@ -102,7 +108,7 @@ class FusedForward:
     @property
     def hooked(self) -> bool:
         """Whether a module of the model has got a forward hook meanwhile, which only its own forward would call."""
-        return any(module._forward_hooks or module._forward_pre_hooks for module in self._modules)
+        return any(self._hooks)
 
     def times(self) -> dict[str, float]:
         """Seconds that the parts of the last forward took."""
@@ -111,7 +117,7 @@ class FusedForward:
     # ------------------------------------------------------------------------------------------------- packing
 
     def _current_version(self) -> int:
-        return sum(parameter._version for parameter in self._parameters)
+        return sum(map(_VERSION, self._parameters))
 
     def _pack(self) -> None:
         self._version = self._current_version()
