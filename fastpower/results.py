@@ -28,7 +28,7 @@ class Result:
     token_logz: list[float]  #: log Σ_v p(v)^alpha at every position
     entropy: list[float]
     ended: bool  #: False: the horizon cut the answer off
-    exact: bool  #: the method's law is exactly p^alpha (in the limit of many moves, or by its weights)
+    exact: bool  #: the method's law is exactly p^alpha (in the limit of many moves, or of many particles)
     complete: bool  #: False: interrupted
     moves: int
     accepted: int
