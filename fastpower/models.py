@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,11 @@ from fastpower.errors import ModelNotFound
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import; only loading a model needs them
     import torch
+
+# While it loads, transformers replaces functions of its own and of torch for the whole process (the tying of weights,
+# initialisation, the default device). Two loads at once can leave them replaced: later models lose tied weights. Its
+# first import from two threads at once can fail, too.
+_LOADING = threading.Lock()
 
 
 class PackagedModel(NamedTuple):
@@ -69,7 +75,6 @@ def load_model(
     and whatever transformers raises on files that are there but broken.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = _resolve(name_or_path)
     if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
@@ -84,7 +89,9 @@ def load_model(
         shared["local_files_only"] = kwargs["local_files_only"] = True
     if source.local and not kwargs.keys() & {"device_map", "tp_plan", "quantization_config"}:
         _require_room(source, dtype, device)
-    with _no_progress_bars():
+    with _LOADING, _no_progress_bars():
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
         try:
             tokenizer = AutoTokenizer.from_pretrained(source.location, **shared)
             model = AutoModelForCausalLM.from_pretrained(source.location, dtype=dtype, **kwargs)
@@ -216,7 +223,8 @@ def _exported(model: PackagedModel) -> Path:
             "set FASTPOWER_CACHE to a folder that can"
         ) from error
     try:
-        _export(model, files, scratch)
+        with _LOADING:
+            _export(model, files, scratch)
         try:
             scratch.rename(folder)
         except OSError:  # another process was first

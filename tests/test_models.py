@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 
 from fastpower import memory, models
 from fastpower.errors import ModelNotFound, OutOfMemory
+from tests.tiny_models import tiny_model
 
 CHAT_PREFIX = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
 
@@ -124,7 +126,9 @@ def test_two_exports_at_once_leave_one_complete_folder(packaged_tiny, tmp_path, 
 
     def slow_export(model, files, target):
         export(model, files, target)
+        models._LOADING.release()
         together.wait(timeout=60)  # both are finished before either may rename
+        models._LOADING.acquire()
 
     monkeypatch.setattr(models, "_export", slow_export)
     found: list[Path] = []
@@ -137,6 +141,17 @@ def test_two_exports_at_once_leave_one_complete_folder(packaged_tiny, tmp_path, 
     assert found == [folder, folder]
     assert list(folder.parent.iterdir()) == [folder]
     assert (folder / "model.safetensors").is_file()
+
+
+def test_models_loaded_by_several_threads_at_once_are_whole_and_leave_transformers_as_it_was(packaged_tiny):
+    alone = models.load_model("tiny")[0].state_dict()
+    with ThreadPoolExecutor(4) as threads:
+        loaded = [model for model, _ in threads.map(lambda _: models.load_model("tiny"), range(12))]
+    for model in loaded:
+        weights = model.state_dict()
+        assert all(torch.equal(weights[name], weight) for name, weight in alone.items())
+    tied = tiny_model("llama")
+    assert tied.get_output_embeddings().weight is tied.get_input_embeddings().weight
 
 
 def test_failed_export_leaves_nothing_behind(packaged_tiny, tmp_path, monkeypatch):
