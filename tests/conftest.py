@@ -21,3 +21,27 @@ def smollm2():
     from fastpower.models import load_model
 
     return load_model(dtype="float32")
+
+
+@pytest.fixture(params=["portable", "avx2", "avx512"])
+def isa(request):
+    """The C++ kernels on one instruction set after the other."""
+    from fastpower import _C
+
+    before = _C.isa()
+    try:
+        _C.set_isa(request.param)
+    except ValueError:
+        pytest.skip(f"this machine has no {request.param}")
+    yield request.param
+    _C.set_isa(before)
+
+
+@pytest.fixture
+def threads():
+    """Sets the number of kernel threads, until the end of the test."""
+    from fastpower import _C
+
+    before = _C.num_threads()
+    yield _C.set_num_threads
+    _C.set_num_threads(before)

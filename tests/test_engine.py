@@ -22,13 +22,6 @@ PAGE = 4
 
 
 @pytest.fixture
-def threads():
-    before = _C.num_threads()
-    yield _C.set_num_threads
-    _C.set_num_threads(before)
-
-
-@pytest.fixture
 def set_isa():
     before = _C.isa()
     yield _C.set_isa

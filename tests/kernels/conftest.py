@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from fastpower import _C
 from tests.kernels.backends_live import ways
 
 WAYS = ways()
@@ -31,11 +30,3 @@ def fast(request, poison):
     """Like ``way`` without the reference."""
     with request.param.active() as active:
         yield active
-
-
-@pytest.fixture
-def threads():
-    """Sets the number of kernel threads, until the end of the test."""
-    before = _C.num_threads()
-    yield _C.set_num_threads
-    _C.set_num_threads(before)

@@ -22,13 +22,6 @@ def isa(request):
     _C.set_isa(before)
 
 
-@pytest.fixture
-def threads():
-    before = _C.num_threads()
-    yield _C.set_num_threads
-    _C.set_num_threads(before)
-
-
 def weights(out_features, in_features, dtype, seed=0):
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(out_features, in_features, generator=generator).to(dtype)

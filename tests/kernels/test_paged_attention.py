@@ -24,24 +24,6 @@ def _poisoned_outputs():
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.fixture(params=["portable", "avx2", "avx512"])
-def isa(request):
-    before = _C.isa()
-    try:
-        _C.set_isa(request.param)
-    except ValueError:
-        pytest.skip(f"this machine has no {request.param}")
-    yield request.param
-    _C.set_isa(before)
-
-
-@pytest.fixture
-def threads():
-    before = _C.num_threads()
-    yield _C.set_num_threads
-    _C.set_num_threads(before)
-
-
 def doubled(case):
     """The case in float64, for the reference."""
     return Case(*(x.double() if x.is_floating_point() else x for x in case))

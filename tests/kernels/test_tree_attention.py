@@ -7,31 +7,12 @@ import torch
 import torch.nn.functional as nnf
 from fastpower.kernels.reference.paged_attention import paged_attention as reference
 
-from fastpower import _C
 from fastpower.kernels import paged_attention
 from tests.kernels.paging_inputs import gathered, make_case, make_tree
 
 BACKENDS = ("reference", "cpu")
 # Trees that begin inside a split of 64 keys, at its edge, cross it, and fill a word; one query; no query.
 TREES = {"lengths": [70, 128, 150, 64, 333, 9, 40], "queries": [9, 64, 37, 64, 1, 9, 0]}
-
-
-@pytest.fixture(params=["portable", "avx2", "avx512"])
-def isa(request):
-    before = _C.isa()
-    try:
-        _C.set_isa(request.param)
-    except ValueError:
-        pytest.skip(f"this machine has no {request.param}")
-    yield request.param
-    _C.set_isa(before)
-
-
-@pytest.fixture
-def threads():
-    before = _C.num_threads()
-    yield _C.set_num_threads
-    _C.set_num_threads(before)
 
 
 def eager(case, words):

@@ -6,26 +6,7 @@ import pytest
 
 from fastpower import _C
 
-ISAS = ["portable", "avx2", "avx512"]
 VOCABS = [1, 2, 7, 16, 17, 64, 65, 127, 4095, 4096, 4097, 12_345]
-
-
-@pytest.fixture(params=ISAS)
-def isa(request):
-    before = _C.isa()
-    try:
-        _C.set_isa(request.param)
-    except ValueError:
-        pytest.skip(f"this machine has no {request.param}")
-    yield request.param
-    _C.set_isa(before)
-
-
-@pytest.fixture
-def threads():
-    before = _C.num_threads()
-    yield _C.set_num_threads
-    _C.set_num_threads(before)
 
 
 class Output:
