@@ -34,6 +34,7 @@ from fastpower.evaluate.methods import parse_methods
 from fastpower.evaluate.runs import read_config, read_records
 from fastpower.evaluate.statistics import paired_bootstrap
 from fastpower.evaluate.tasks import load_task
+from fastpower.samplers import Plain, PowerSMC
 
 BARE = "mh(skip=False,early_rejection=False)"
 METHODS = f"plain,low_temperature,mh,egps,ec_mh,smc(particles=32,block=64),{BARE},mtm"
@@ -130,11 +131,11 @@ def wall(arguments):
     """Median ratio of one Power-SMC answer to one plain decode of the same prompt, and of the time per decode step."""
     model = fastpower.load(arguments.model, dtype=arguments.dtype)
     target = fastpower.PowerTarget(arguments.alpha, arguments.max_new_tokens)
-    plain = fastpower.Plain(target)
-    smc = fastpower.PowerSMC(target, particles=32, block=arguments.block)
+    plain = Plain(target)
+    smc = PowerSMC(target, particles=32, block=arguments.block)
     prompts = [problem.question for problem in problems(arguments)][: arguments.n]
     answers, steps = [], []
-    fastpower.generate(model, prompts[0], fastpower.Plain(fastpower.PowerTarget(1.0, 8)))
+    fastpower.generate(model, prompts[0], Plain(fastpower.PowerTarget(1.0, 8)))
     for prompt in prompts:
         timed = []
         for sampler in (plain, smc):
