@@ -32,13 +32,17 @@ _VERSION = attrgetter("_version")
 _ACTIVATIONS = {"silu": False, "gelu_pytorch_tanh": True}
 #: rotary scalings whose table does not depend on the longest sequence
 _ROPES = {"default", "linear", "llama3", "yarn"}
+#: logits of at most so many bytes go to memory that is used again: new memory costs a page fault per 4 KiB
+_KEPT_LOGITS = 32 << 20
 
 
 class FusedForward:
     """Packed weights of one model and its forward over a paged cache. Batch-invariant bit for bit.
 
     The weights are copied once (packed), so the model's own stay as they are; if they are written to later, the next
-    forward packs them again. Forward hooks of the modules are not called: ask ``hooked`` before.
+    forward that feeds a prompt packs them again. (Looking takes a memory access or three per weight, so steps of one
+    token a row do not look: what they continue has keys and values of the old weights anyway.) Forward hooks of the
+    modules are not called: ask ``hooked`` before.
     """
 
     def __init__(self, model: Any) -> None:
@@ -50,6 +54,7 @@ class FusedForward:
             hooks for module in model.modules() for hooks in (module._forward_hooks, module._forward_pre_hooks)
         ]
         self._positions = 0
+        self._logits = torch.empty(0)
         self._pack()
 
     @classmethod
@@ -72,12 +77,15 @@ class FusedForward:
     ) -> Tensor:
         """Append K/V of the packed tokens to ``k``, ``v`` (layers, pages, page_size, kv_heads, head_dim) and return
         the (len(keep), V) float32 logits of the tokens ``keep``; see ``paged_attention`` for the page metadata.
+
+        The logits are valid until the next call.
         """
-        if self._version != self._current_version():
+        begins = len(tokens) >= len(starts) or not positions.all()
+        if begins and self._version != self._current_version():
             self._pack()
         self._grow_ropes(int(positions.max()) + 1)
         rows = len(keep)
-        logits = torch.empty(rows, self.vocab_size)
+        logits = self._room(rows)
         keep = np.ascontiguousarray(keep, np.int64)
         groups = (np.empty(0, np.int32), np.empty(0, np.int32)) if shared is None else shared
         self._forward.run(
@@ -113,6 +121,15 @@ class FusedForward:
     def times(self) -> dict[str, float]:
         """Seconds that the parts of the last forward took."""
         return dict(self._forward.times())
+
+    def _room(self, rows: int) -> Tensor:
+        """(rows, V) float32, not initialised."""
+        size = rows * self.vocab_size
+        if 4 * size > _KEPT_LOGITS:
+            return torch.empty(rows, self.vocab_size)
+        if self._logits.numel() < size:
+            self._logits = torch.empty(size)
+        return self._logits[:size].view(rows, self.vocab_size)
 
     # ------------------------------------------------------------------------------------------------- packing
 

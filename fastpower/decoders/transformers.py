@@ -171,8 +171,8 @@ class TransformersDecoder:
     def forget(self) -> None:
         """After changing the model's weights: pack them again and forget every remembered prefix.
 
-        A weight written by torch's own operations is packed again without this call; one written through ``.data``,
-        numpy or a pointer is not, and remembered K/V never go by themselves. Raises ValueError, nothing
+        A weight written by torch's own operations is packed again at the next prompt without this call; one written
+        through ``.data``, numpy or a pointer is not, and remembered K/V never go by themselves. Raises ValueError, nothing
         changed, while sequences are held: their K/V belong to the old weights.
         """
         held = self.stats()["sequences"]
@@ -389,7 +389,7 @@ class TransformersDecoder:
 
         def paged(work: Sequence[Work]) -> Tensor:
             with self._packer.reserved(work) as batch, torch.inference_mode():
-                return self._last_logits(batch)
+                return self._last_logits(batch).clone()
 
         def own(text: list[int]) -> Tensor:
             # "eager" is every model's definition of its attention; "sdpa" of some versions drops the soft cap
