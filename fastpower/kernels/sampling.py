@@ -99,18 +99,12 @@ def _sample_tokens(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     op = "sample_tokens"
-    _check_logits(op, logits)
+    if not _sample_fits(logits, alpha, exponents, rows, keys, positions, exclude):
+        _check_sample(op, logits, alpha, exponents, rows, keys, positions, exclude)
     device = logits.device
-    check_tensor(op, "alpha", alpha, _F32, logits.shape[:1], device)
-    check_tensor(op, "exponents", exponents, _F32, ("E",), device)
-    check_tensor(op, "rows", rows, _I64, ("D",), device)
-    draws = rows.shape
-    check_tensor(op, "keys", keys, _I64, draws, device)
-    check_tensor(op, "positions", positions, _I64, draws, device)
-    if exclude is not None:
-        check_tensor(op, "exclude", exclude, _I64, draws, device)
+    backend = pick(backend, device)
     run = resolve(op, backend, device)
-    if device.type == "cpu" and pick(backend, device) != "cpu":  # the C++ kernels check values themselves
+    if backend != "cpu" and device.type == "cpu":  # the C++ kernels check values themselves
         _check_positive(op, "alpha", alpha)
         _check_positive(op, "exponents", exponents)
         _check_range(op, "rows", rows, 0, logits.shape[0])
@@ -130,12 +124,78 @@ def _score_tokens(
     device = logits.device
     check_tensor(op, "tokens", tokens, _I64, logits.shape[:1], device)
     check_tensor(op, "exponents", exponents, _F32, ("E",), device)
+    backend = pick(backend, device)
     run = resolve(op, backend, device)
-    if device.type == "cpu" and pick(backend, device) != "cpu":
+    if backend != "cpu" and device.type == "cpu":
         _check_positive(op, "exponents", exponents)
         _check_range(op, "tokens", tokens, 0, logits.shape[1])
     result: tuple[Tensor, Tensor, Tensor, Tensor] = run(logits, tokens, exponents)
     return result
+
+
+# As in paging.py: the good case is one expression; only when it is false are the arguments looked at one by one.
+
+
+def _sample_fits(
+    logits: Tensor,
+    alpha: Tensor,
+    exponents: Tensor,
+    rows: Tensor,
+    keys: Tensor,
+    positions: Tensor,
+    exclude: Tensor | None,
+) -> bool:
+    try:
+        batch, vocab = logits.shape
+        draws, device = rows.shape, logits.device
+        return (
+            logits.dtype in FLOATS
+            and vocab > 0
+            and (logits.stride(1) == 1 or vocab == 1)
+            and alpha.dtype is torch.float32
+            and exponents.dtype is torch.float32
+            and rows.dtype is torch.int64
+            and keys.dtype is torch.int64
+            and positions.dtype is torch.int64
+            and alpha.shape == (batch,)
+            and exponents.dim() == 1
+            and len(draws) == 1
+            and keys.shape == draws
+            and positions.shape == draws
+            and alpha.device == device
+            and exponents.device == device
+            and rows.device == device
+            and keys.device == device
+            and positions.device == device
+            and (
+                exclude is None
+                or (exclude.dtype is torch.int64 and exclude.shape == draws and exclude.device == device)
+            )
+        )
+    except (AttributeError, ValueError):
+        return False
+
+
+def _check_sample(
+    op: str,
+    logits: Tensor,
+    alpha: Tensor,
+    exponents: Tensor,
+    rows: Tensor,
+    keys: Tensor,
+    positions: Tensor,
+    exclude: Tensor | None,
+) -> None:
+    _check_logits(op, logits)
+    device = logits.device
+    check_tensor(op, "alpha", alpha, _F32, logits.shape[:1], device)
+    check_tensor(op, "exponents", exponents, _F32, ("E",), device)
+    check_tensor(op, "rows", rows, _I64, ("D",), device)
+    draws = rows.shape
+    check_tensor(op, "keys", keys, _I64, draws, device)
+    check_tensor(op, "positions", positions, _I64, draws, device)
+    if exclude is not None:
+        check_tensor(op, "exclude", exclude, _I64, draws, device)
 
 
 def _check_logits(op: str, logits: Tensor) -> None:

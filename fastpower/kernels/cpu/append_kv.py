@@ -8,16 +8,22 @@ from fastpower import _C
 def append_kv(
     key: torch.Tensor, value: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, slots: torch.Tensor
 ) -> None:
-    key, value, slots = (x if x.stride(-1) == 1 else x.contiguous() for x in (key, value, slots))
+    if key.stride(2) != 1:
+        key = key.contiguous()
+    if value.stride(2) != 1:
+        value = value.contiguous()
+    slots = slots.contiguous()
     num_pages, page_size, heads, dim = k_cache.shape
+    key_row, key_head, _ = key.stride()
+    value_row, value_head, _ = value.stride()
     size = key.element_size()
     _C.append_kv(
         key.data_ptr(),
         value.data_ptr(),
-        key.stride(0) * size,
-        key.stride(1) * size,
-        value.stride(0) * size,
-        value.stride(1) * size,
+        key_row * size,
+        key_head * size,
+        value_row * size,
+        value_head * size,
         k_cache.data_ptr(),
         v_cache.data_ptr(),
         k_cache.stride(0) * size,

@@ -24,11 +24,11 @@ def sample_tokens(
     alpha, exponents = alpha.contiguous(), exponents.contiguous()
     rows, keys, positions = rows.contiguous(), keys.contiguous(), positions.contiguous()
     exclude = None if exclude is None else exclude.contiguous()
-    draws, count = len(rows), len(exponents)
-    token = torch.empty(draws, dtype=torch.int64)
+    (draws,), (count,) = rows.shape, exponents.shape
+    token = torch.empty_like(rows)
     logp = torch.empty(draws)
     logz = torch.empty(batch, count)
-    entropy = torch.empty(batch)
+    entropy = torch.empty_like(alpha)
     status = torch.empty(batch, dtype=torch.int32)
     _C.sample_tokens(
         logits.data_ptr(),
