@@ -29,6 +29,18 @@ def toy_models() -> dict[str, ToyDecoder]:
     }
 
 
+def branches(cls: type[ToyDecoder] = ToyDecoder) -> ToyDecoder:
+    """One first token opens a wide choice, the other none: weights and cut laws of answers depend on it strongly."""
+    off = -math.inf
+
+    def logits(prefix: Sequence[int]) -> list[float]:
+        if len(prefix) == 1:
+            return [0.0, 0.0, off, off, off]
+        return [off, 0.0, 0.1, -0.1, 0.2] if prefix[1] == 0 else [off, off, 0.0, off, off]
+
+    return cls(logits, 5, [])
+
+
 class Enumeration:
     """Everything about one model, prompt, exponent and horizon, by brute force in float64."""
 
