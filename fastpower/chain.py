@@ -55,9 +55,10 @@ class Sampler(Protocol):
 
 @dataclass(slots=True)
 class Counts:
-    """What a run cost and did. Rejected, abandoned and prefetched work is included: it was paid for."""
+    """What a run cost and did. Rejected and abandoned work is included: it was paid for. What is decoded ahead in vain
+    depends on what else runs, and only ``forwards`` and ``prefill_tokens`` include it; it is counted apart."""
 
-    decoded_tokens: int = 0  #: tokens drawn (or forced, one forward each)
+    decoded_tokens: int = 0  #: tokens drawn (or forced, one forward each), without those of prefetch_dropped_tokens
     forwards: float = 0.0  #: rows forwarded; a row shared by n rollouts counts 1/n for each
     prefill_tokens: float = 0.0  #: tokens fed beyond one per row (prompts, prefixes computed again), shared likewise
     moves: int = 0
@@ -89,6 +90,7 @@ class Chain:
         self._key = derive(seed, prompt_id, index)
         self._submit: Callable[[Chain, Request], Ticket] | None = None
         self._cancelled: Callable[[], None] | None = None  # called after a ticket of this chain was cancelled
+        self._idle_rows: Callable[[int], int] | None = None
 
     @property
     def prompt_length(self) -> int:
@@ -107,6 +109,11 @@ class Chain:
         if self._submit is None:
             raise RuntimeError("a chain can start requests only while a scheduler runs it")
         return self._submit(self, request)
+
+    def idle_rows(self, tokens: int) -> int:
+        """How many rollouts of up to ``tokens`` tokens may be started ahead of need at next to no cost, now: rows that
+        nobody else waits for, and memory. It depends on what else runs: no draw may depend on it."""
+        return self._idle_rows(tokens) if self._idle_rows is not None else 0
 
     def moved(self, accepted: bool) -> None:
         """Book one Markov-chain move."""

@@ -42,6 +42,7 @@ class Totals:
     tokens: int = 0  #: tokens fed, prefill included
     draws: int = 0
     parkings: int = 0
+    scorings: int = 0  #: forwards that evaluated given tokens, counted in rows and tokens but not in steps
 
     def add(self, rows: int, tokens: int, draws: int) -> None:
         """Book a forward."""

@@ -33,7 +33,7 @@ class Result:
     moves: int
     accepted: int
     acceptance: float | None  #: accepted / moves; None for methods without moves
-    decoded_tokens: int  #: tokens drawn, rejected ones included
+    decoded_tokens: int  #: tokens drawn, rejected ones included, without savings["prefetch_dropped_tokens"]
     forwards: float  #: rows forwarded; one shared by n rollouts counts 1/n
     prefill_tokens: float  #: tokens fed beyond one per row: prompts, prefixes computed again; shared like forwards
     seconds: float

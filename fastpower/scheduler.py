@@ -12,6 +12,7 @@ youngest lane is parked; both are recomputed from their tokens when needed. Samp
 from __future__ import annotations
 
 import contextlib
+import functools
 import heapq
 import itertools
 import operator
@@ -30,8 +31,10 @@ from fastpower.lanes import Lane, Member
 from fastpower.outcome import Outcome
 from fastpower.requests import Branch, Request, Response, Rollout, Score, Ticket, check
 from fastpower.residence import Residence
-from fastpower.scoring import Scoring
+from fastpower.scoring import Scoring, score_together
 
+# Up to so many rows a step costs little more than with one, because it waits for the weights (docs/results.md).
+_CHEAP_ROWS = 8
 # NAN | MASKED of fastpower.kernels.Status; written out so that the hot loop compares integers.
 _BAD_ROW = 1 | 2
 
@@ -86,6 +89,7 @@ class Scheduler:
         self._pressed = False  # memory ran out: admit nothing until something is given back
         self._cancelled = False  # a ticket was cancelled since lanes were last searched for such
         self._finished: list[Finished] = []
+        self._exhausted = False  # no job is left to begin
 
     # -- running -----------------------------------------------------------------------------------------------
 
@@ -96,21 +100,21 @@ class Scheduler:
         yielded any more: chains that were under way, as far as they got.
         """
         queue = iter(jobs)
-        exhausted = False
+        self._exhausted = False
         self.residence.running = True
         try:
             while True:
-                joining = not exhausted and not (self.lock_step and self.live)
+                joining = not self._exhausted and not (self.lock_step and self.live)
                 while joining and len(self.live) < self.max_chains and len(self._lanes) < self.max_rows:
                     job = next(queue, None)
                     if job is None:
-                        exhausted, joining = True, False
+                        self._exhausted, joining = True, False
                     else:
                         self._begin(job)
                         self._advance()
                 yield from self._take_finished()
                 if not self.live:
-                    if exhausted:
+                    if self._exhausted:
                         return
                     continue
                 self._step()
@@ -129,7 +133,7 @@ class Scheduler:
         chain = Chain(job.sampler, self.residence.root(job.prompt), job.seed, job.prompt_id, job.chain)
         chain.eos_ids = self.decoder.eos_ids
         chain.max_length, chain.vocab_size = self.decoder.max_length, self.decoder.vocab_size
-        chain._submit, chain._cancelled = self._submit, self._note_cancelled
+        chain._submit, chain._cancelled, chain._idle_rows = self._submit, self._note_cancelled, self._idle_rows
         live = Live(next(self._counter), job, chain, job.sampler.run(chain))
         self.live.append(live)
         self._owner[chain] = live
@@ -202,6 +206,23 @@ class Scheduler:
     def _note_cancelled(self) -> None:
         self._cancelled = True
 
+    def _idle_rows(self, tokens: int) -> int:
+        """See ``Chain.idle_rows``. Chains about to go on or still to begin come first: each has a row kept for it."""
+        busy = len(self._ready) if self._exhausted else self.max_chains
+        spare = min(_CHEAP_ROWS, self.max_rows) - busy
+        if spare <= 0 or self._pressed or self._parked or self.lock_step:
+            return 0
+        self._forget_cancelled()
+        busy += len(self._lanes) + sum(not ticket.cancelled for _, _, ticket in self._waiting)
+        spare = min(_CHEAP_ROWS, self.max_rows) - busy
+        return max(0, min(spare, self.decoder.stats()["free_tokens"] // tokens - busy)) if spare > 0 else 0
+
+    def _forget_cancelled(self) -> None:
+        if self._cancelled:
+            self._cancelled = False
+            self._lanes = [lane for lane in self._lanes if self._prune(lane)]
+            self._parked = [lane for lane in self._parked if self._prune(lane)]
+
     def _resolve(self, ticket: Ticket, result: Response | None, error: Exception | None = None) -> None:
         if ticket.cancelled:
             return
@@ -222,6 +243,7 @@ class Scheduler:
             self._lanes.append(self._parked.pop(0))
         if self.lock_step and self._lanes:
             return
+        scores: list[Scoring] = []
         while self._waiting:
             order, _, ticket = self._waiting[0]
             if ticket.cancelled:
@@ -230,11 +252,12 @@ class Scheduler:
             request = ticket.request
             key = (id(request.parent), request.length)
             lane = self._open.get(key) if self.share_lanes and isinstance(request, Rollout) else None
-            if lane is None and len(self._lanes) >= self.max_rows:
-                return
+            if lane is None and len(self._lanes) + len(scores) >= self.max_rows:
+                break
             heapq.heappop(self._waiting)
             if isinstance(request, Score):
-                self._score(ticket, request)
+                columns = [self._exponents.index(e) for e in request.exponents]
+                scores.append(Scoring(ticket, request, columns, next(self._counter)))
                 continue
             exponents = None
             if request.exponents != self._exponents:
@@ -247,6 +270,8 @@ class Scheduler:
             self._lanes.append(lane)
             if self.share_lanes:
                 self._open[key] = lane
+        if scores:
+            self._score(scores)
 
     # -- memory ----------------------------------------------------------------------------------------------------
 
@@ -265,35 +290,27 @@ class Scheduler:
         self.totals.parkings += 1
         return True
 
-    def _score(self, ticket: Ticket, request: Score) -> None:
-        """Scores are single forwards: they run on their own, at once."""
-        scoring = Scoring(request, next(self._counter))
-        columns = [self._exponents.index(e) for e in request.exponents]
-        while True:
-            try:
-                result, fed = scoring.run(self.decoder, self.residence, self._exponent_array, columns)
-                break
-            except (CacheFull, InvalidLogits) as error:
-                if isinstance(error, CacheFull) and self._make_room(0):
-                    continue
-                self.residence.drop(scoring.lane)
-                self._resolve(ticket, None, error)
-                return
-        counts = ticket.chain.counts
-        counts.forwards += 1
-        counts.prefill_tokens += fed - 1
-        self.totals.add(1, fed, 0)
-        self._resolve(ticket, result)
+    def _score(self, group: list[Scoring]) -> None:
+        """Scores are single forwards of their own, at once: those that wait share one."""
+        make_room = functools.partial(self._make_room, 0)
+        results = score_together(group, self.decoder, self.residence, self._exponent_array, make_room)
+        self.totals.scorings += 1
+        for scoring, result in zip(group, results, strict=True):
+            if isinstance(result, Exception):
+                self._resolve(scoring.ticket, None, result)
+                continue
+            counts = scoring.ticket.chain.counts
+            counts.forwards += 1
+            counts.prefill_tokens += scoring.fed - 1
+            self.totals.add(1, scoring.fed, 0)
+            self._resolve(scoring.ticket, result)
 
     # -- one decode step ---------------------------------------------------------------------------------------
 
     def _step(self) -> None:
         if self.residence.flush():
             self._pressed = False
-        if self._cancelled:
-            self._cancelled = False
-            self._lanes = [lane for lane in self._lanes if self._prune(lane)]
-            self._parked = [lane for lane in self._parked if self._prune(lane)]
+        self._forget_cancelled()
         self._admit()
         while self._lanes:
             try:

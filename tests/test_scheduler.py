@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -133,6 +135,42 @@ def test_scores_equal_the_stored_numbers(cache_tokens):
     toy = decoder(cache_tokens=cache_tokens)
     for finished in Scheduler(toy).run([Job(Scoring(), (0, 1), 3, i) for i in range(6)]):
         assert finished.error is None
+
+
+def test_scores_that_wait_at_a_time_share_a_forward():
+    found = {}
+    for chains in (1, 6):
+        scheduler = Scheduler(decoder(), max_chains=chains)
+        done = list(scheduler.run([Job(Scoring(), (0, 1), 3, i) for i in range(6)]))
+        assert all(finished.error is None for finished in done)
+        found[chains] = (scheduler.totals.scorings, sorted((f.job.prompt_id, f.outcome.record.tokens) for f in done))
+    assert found[1][1] == found[6][1]
+    scored = sum(len(tokens) for _, tokens in found[1][1])
+    assert found[1][0] == scored and found[6][0] <= scored / 3
+
+
+@dataclass
+class GivenTokens:
+    """Scores some tokens."""
+
+    tokens: tuple[int, ...]
+    target = PowerTarget(2.0, 6)
+    method = "given"
+
+    def run(self, chain):
+        scored = yield Score(chain.prompt, 1, self.tokens, (2.0,))
+        return Outcome(Record.empty(chain.prompt), diagnostics={"logp": scored.logp.tolist()})
+
+
+def test_bad_logits_of_one_score_concern_its_own_chain_only():
+    toy = ToyDecoder(lambda prefix: [math.nan] * 3 if prefix[-1] == 2 else [0.0, 1.0, 2.0], 3)
+    scheduler = Scheduler(toy)
+    jobs = [Job(GivenTokens(tokens), (0,), 0, i) for i, tokens in enumerate([(1, 0), (2, 1), (0, 1)])]
+    done = {finished.job.prompt_id: finished for finished in scheduler.run(jobs)}
+    assert [type(done[i].error) for i in range(3)] == [type(None), InvalidLogits, type(None)]
+    assert done[0].outcome.diagnostics["logp"] != done[2].outcome.diagnostics["logp"]
+    del done
+    assert leaked(scheduler) == 0
 
 
 def test_interruption_reports_every_chain_as_far_as_it_got():

@@ -22,18 +22,22 @@ from fastpower.samplers.move import Move, MoveKernel
 from fastpower.samplers.staged import Refine, Staged, Trace, event
 from fastpower.samplers.window import WindowKernel
 
+# 1 / acceptance rate moves are made per wait, however many are under way: more than this is hardly ever used.
+_MOST_AHEAD = 8
+
 
 @dataclass(frozen=True)
 class MetropolisHastings(Staged):
     """Exact Metropolis–Hastings for p^α.
 
     maximise: accept y iff log p(y) > log p(x) instead (the α → ∞ variant, "max swap"; its outcome is marked inexact).
-    early_rejection, prefetch (moves decoded ahead, 1 = none): lossless acceleration.
+    early_rejection: lossless acceleration. prefetch: moves under way at a time, 1 = none ahead; "auto" decodes ahead
+    in rows that would otherwise be idle. Lossless, too.
     window: tokens of a move that keeps the tail (``window.py``), 0 = no such moves; window_share: their share, < 1.
     """
 
     early_rejection: bool = True
-    prefetch: int = 1
+    prefetch: int | str = "auto"
     maximise: bool = False
     window: int = 0
     window_share: float = 0.5
@@ -41,8 +45,10 @@ class MetropolisHastings(Staged):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.prefetch < 1:
-            raise ValueError(f"prefetch must be at least 1 (1 = one move at a time), got {self.prefetch}")
+        if self.prefetch != "auto" and (not isinstance(self.prefetch, int) or self.prefetch < 1):
+            raise ValueError(
+                f'prefetch must be at least 1 (1 = one move at a time), or "auto" (in idle rows), got {self.prefetch!r}'
+            )
         if self.window < 0:
             raise ValueError(f"window must be ≥ 0 tokens (0 = no window moves), got {self.window}")
         if not 0.0 < self.window_share < 1.0:
@@ -63,12 +69,18 @@ class MetropolisHastings(Staged):
             alpha, horizon, self.cut, (alpha,), 0, self.skip, self.early_rejection, self.maximise, window
         )
 
+    def goes_ahead(self, chain: Chain, under_way: int, horizon: int) -> bool:
+        """Whether to begin one more move beside those under way."""
+        if isinstance(self.prefetch, int):
+            return under_way < self.prefetch
+        return under_way == 0 or (under_way < _MOST_AHEAD and chain.idle_rows(horizon) > 0)
+
     def refine(self, chain: Chain, x: Record, horizon: int, stage: int, trace: Trace) -> Refine:
         suffix, window = self.kernel(horizon), self.window_kernel(horizon)
         ahead: deque[tuple[MoveKernel, Move]] = deque()
         for i in range(self.moves):
             chain.partial = lambda x=x: self.outcome(chain, x, trace, complete=False)
-            while len(ahead) < min(self.prefetch, self.moves - i):
+            while len(ahead) < self.moves - i and self.goes_ahead(chain, len(ahead), horizon):
                 labels = ("move", stage, i + len(ahead))
                 windowed = self.window > 0 and chain.uniform(Purpose.KIND, *labels) < self.window_share
                 kernel = window if windowed else suffix

@@ -40,7 +40,9 @@ class Move:
     def cancel(self) -> None:
         """Drop what was decoded for it."""
         if self.ticket is not None:
-            self.ticket.chain.counts.prefetch_dropped_tokens += self.ticket.decoded
+            counts = self.ticket.chain.counts
+            counts.prefetch_dropped_tokens += self.ticket.decoded
+            counts.decoded_tokens -= self.ticket.decoded
             self.ticket.cancel()
 
 
