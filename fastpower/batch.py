@@ -25,36 +25,39 @@ class Batch:
         """Lanes without a sequence get one. Raises CacheFull; lanes that have got theirs keep it."""
         self.lanes = lanes
         self.work: list[Work] = []
-        self.tokens = 0  #: fed by all rows
         self.firsts: list[int] = []  #: per row: index of its first draw
-        self.alphas: list[float] = []
         self.rows: list[int] = []
         self.keys: list[int] = []
         self.positions: list[int] = []
         self.exclude: list[int] = []
         budget = prefill_tokens
+        work, firsts, rows, keys = self.work, self.firsts, self.rows, self.keys
+        positions, exclude = self.positions, self.exclude
         for row, lane in enumerate(lanes):
-            if lane.sequence is None:
+            sequence = lane.sequence
+            if sequence is None:
                 residence.materialise(lane)
-            assert lane.sequence is not None
-            length, fed = len(lane.tokens), lane.fed
-            take = length - fed
-            if take > 1:
-                take = min(take, 1 + budget)
+                assert lane.sequence is not None
+                sequence = lane.sequence
+            tokens, fed = lane.tokens, lane.fed
+            length = len(tokens)
+            firsts.append(len(rows))
+            if fed == length - 1:
+                work.append(Work(sequence, tokens[fed:]))
+            else:
+                take = min(length - fed, 1 + budget)
                 budget -= take - 1
-            self.work.append(Work(lane.sequence, lane.tokens[fed : fed + take]))
-            self.tokens += take
-            self.alphas.append(lane.alpha)
-            self.firsts.append(len(self.rows))
-            if fed + take < length:
-                continue  # a prefill chunk that is not the last
+                work.append(Work(sequence, tokens[fed : fed + take]))
+                if fed + take < length:
+                    continue  # a prefill chunk that is not the last
             for member in lane.members:
                 if member.draws_next:
-                    request = member.request
-                    self.rows.append(row)
-                    self.keys.append(request.key)
-                    self.positions.append(length)
-                    self.exclude.append(-1 if member.tokens else request.exclude)
+                    rows.append(row)
+                    keys.append(member.key)
+                    positions.append(length)
+                    exclude.append(-1 if member.drawn else member.request.exclude)
+        self.alphas: list[float] = [lane.alpha for lane in lanes]
+        self.tokens: int = len(lanes) + prefill_tokens - budget  #: fed by all rows
 
     def forward(self, decoder: Decoder, exponents: NDArray[np.float32]) -> TokenDraws:
         """Run it. The arrays of the result are lists: single elements are read from here on. Raises CacheFull."""

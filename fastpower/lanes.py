@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fastpower.chain import Chain
+from fastpower.chain import Counts
 from fastpower.decoders.base import TokenDraws
 from fastpower.requests import Branch, Rollout, Suffix, Ticket
 
@@ -18,20 +18,21 @@ class Member:
     DONE: ClassVar[int] = 1
 
     __slots__ = (
-        "chain", "columns", "draws_next", "ended", "entropy", "forced", "gave_up", "logp", "logz", "next_entropy",
-        "next_logz", "peeking", "request", "ticket", "tokens",
+        "columns", "counts", "drawn", "draws_next", "ended", "exponents", "forced", "gave_up", "key", "most",
+        "next_entropy", "next_logz", "peeking", "request", "ticket", "watch",
     )  # fmt: skip
 
     def __init__(self, ticket: Ticket, request: Rollout, columns: list[int] | None) -> None:
         self.ticket = ticket
-        self.chain: Chain = ticket.chain
+        self.counts: Counts = ticket.chain.counts
         self.request = request
         self.columns = columns  # the request's exponents among the scheduler's; None = all of them, in order
-        self.tokens: list[int] = []
-        self.logp: list[float] = []
-        self.logz: list[list[float]] = []
-        self.entropy: list[float] = []
+        self.key = request.key
+        self.drawn: list[tuple[int, float, list[float], float]] = []  # token, logp, logz, entropy of each position
         self.forced = 0
+        self.exponents = len(request.exponents)
+        self.most = request.max_new - len(request.forced)  # tokens that it may draw
+        self.watch = request.watch
         self.ended = False
         self.gave_up = False
         self.peeking = False
@@ -44,47 +45,43 @@ class Member:
         token = int(self.request.forced[self.forced])
         self.forced += 1
         self.draws_next = self.forced >= len(self.request.forced)
-        self.chain.counts.decoded_tokens += 1
+        self.counts.decoded_tokens += 1
         self.ticket.decoded += 1
         return token, Member.DONE if self.forced >= self.request.max_new else Member.GOES_ON
 
     def take(self, token: int, logp: float, logz: list[float], entropy: float, eos_ids: frozenset[int]) -> int:
         """Record a drawn token; DONE when the rollout is over."""
-        request = self.request
         if self.columns is not None:
             logz = [logz[i] for i in self.columns]
-        elif len(logz) != len(request.exponents):  # exponents asked for by others since
-            logz = logz[: len(request.exponents)]
-        self.tokens.append(token)
-        self.logp.append(logp)
-        self.logz.append(logz)
-        self.entropy.append(entropy)
-        self.chain.counts.decoded_tokens += 1
+        elif len(logz) != self.exponents:  # exponents asked for by others since
+            logz = logz[: self.exponents]
+        self.drawn.append((token, logp, logz, entropy))
+        self.counts.decoded_tokens += 1
         self.ticket.decoded += 1
         if token in eos_ids:
             self.ended = True
             return Member.DONE
-        if len(self.tokens) + self.forced >= request.max_new:
-            if request.peek:
+        if len(self.drawn) >= self.most:
+            if self.request.peek:
                 self.peeking, self.draws_next = True, False
                 return Member.GOES_ON
             return Member.DONE
-        if request.watch is not None and request.watch(token, logp, logz, entropy):
+        if self.watch is not None and self.watch(token, logp, logz, entropy):
             self.gave_up = True
             return Member.DONE
         return Member.GOES_ON
 
     def suffix(self, branch: Branch | None) -> Suffix:
-        n, e = len(self.tokens), len(self.request.exponents)
+        n, e = len(self.drawn), self.exponents
         next_logz = self.next_logz
         if next_logz is not None:
             columns = self.columns if self.columns is not None else range(e)
             next_logz = [next_logz[i] for i in columns]
         return Suffix(
-            self.tokens,
-            np.array(self.logp, np.float64),
-            np.array(self.logz, np.float64).reshape(n, e),
-            np.array(self.entropy, np.float64),
+            [token for token, _, _, _ in self.drawn],
+            np.array([logp for _, logp, _, _ in self.drawn], np.float64),
+            np.array([value for _, _, logz, _ in self.drawn for value in logz], np.float64).reshape(n, e),
+            np.array([entropy for _, _, _, entropy in self.drawn], np.float64),
             self.ended,
             self.gave_up,
             branch,
@@ -128,7 +125,7 @@ class Lane:
         complete = self.fed == len(self.tokens)
         share = 1.0 / len(self.members)
         for member in self.members:
-            counts = member.chain.counts
+            counts = member.counts
             counts.forwards += share
             if share < 1.0:
                 counts.shared_rows += 1.0 - share
@@ -138,6 +135,20 @@ class Lane:
             if self.open and complete:
                 counts.resumed_tokens += share * self.resumed
         return complete
+
+    def draws_alone(self) -> bool:
+        """Whether one token was fed and the only member draws: what nearly every row of a long run does."""
+        return len(self.members) == 1 and self.members[0].draws_next and self.fed == len(self.tokens) - 1
+
+    def advance_alone(self, out: TokenDraws, row: int, draw: int, eos_ids: frozenset[int]) -> tuple[int, bool]:
+        """``feed`` and ``advance`` of a lane that ``draws_alone``: its token, and whether it goes on."""
+        [member] = self.members
+        self.fed += 1
+        member.counts.forwards += 1
+        token, logp = out.token[draw], out.logp[draw]
+        if token < 0:  # only the excluded token has mass here, so keeping it was certain
+            token, logp = member.request.exclude, 0.0
+        return token, member.take(token, logp, out.logz[row], out.entropy[row], eos_ids) == Member.GOES_ON
 
     def advance(
         self, out: TokenDraws, row: int, draw: int, eos_ids: frozenset[int]

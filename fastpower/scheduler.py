@@ -332,8 +332,17 @@ class Scheduler:
         self.totals.steps += 1
         self.totals.add(len(batch.lanes), batch.tokens, len(batch.rows))
         survivors: list[Lane] = []
+        eos_ids, status, firsts = self.decoder.eos_ids, out.status, batch.firsts
         for row, lane in enumerate(batch.lanes):
-            self._deliver(lane, row, batch, out, survivors)
+            if lane.open or status[row] & _BAD_ROW or not lane.draws_alone():
+                self._deliver(lane, row, batch, out, survivors)
+                continue
+            token, goes_on = lane.advance_alone(out, row, firsts[row], eos_ids)
+            if goes_on:
+                lane.tokens.append(token)
+                survivors.append(lane)
+            else:
+                self._split(lane, {}, survivors, [(lane.members[0], token)])
         self._lanes = survivors + self._lanes[len(batch.lanes) :]
         self._lanes.sort(key=_rank)
 

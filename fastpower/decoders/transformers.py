@@ -172,8 +172,8 @@ class TransformersDecoder:
         """After changing the model's weights: pack them again and forget every remembered prefix.
 
         A weight written by torch's own operations is packed again at the next prompt without this call; one written
-        through ``.data``, numpy or a pointer is not, and remembered K/V never go by themselves. Raises ValueError, nothing
-        changed, while sequences are held: their K/V belong to the old weights.
+        through ``.data``, numpy or a pointer is not, and remembered K/V never go by themselves. Raises ValueError,
+        nothing changed, while sequences are held: their K/V belong to the old weights.
         """
         held = self.stats()["sequences"]
         if held:

@@ -155,7 +155,12 @@ class FallingSum:
         self.total = 0.0
 
     def __call__(self, token: int, logp: float, logz: Sequence[float], entropy: float) -> bool:
-        return self.margin(logp, logz, entropy) < 0.0
+        if self.cancels:  # margin(…) < 0, in place: this is asked for every token drawn
+            self.cancels = False
+        else:
+            self.total += self.term(logp, logz)
+        bound = self.bound
+        return (self.total if bound is None else self.total + bound(entropy)) < self.limit
 
     def margin(self, logp: float, logz: Sequence[float], entropy: float) -> float:
         """What is left above ``limit``, the position just drawn included; an upper bound of what will be left."""
