@@ -106,10 +106,8 @@ def main() -> None:
         model, tokenizer = load_model(arguments.model, dtype=dtype)
         decoder = TransformersDecoder(model, tokenizer, cache_tokens=max(arguments.batches) * 1024)
         if arguments.generic:
-            from fastpower import engine
-
-            decoder._fused, decoder._acceleration = None, engine.accelerate(model)
-            decoder._acceleration.pause()
+            decoder._fused = None
+            decoder._substitution.accelerate()
         for rows in arguments.batches:
             prompts = rng.integers(100, 10000, (rows, arguments.prompt)).tolist()
             parts: dict[str, float] = defaultdict(float)

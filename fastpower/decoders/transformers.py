@@ -7,9 +7,7 @@ positions given), writes K/V into the pages and attends over them. Masks, cache 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from itertools import pairwise
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
@@ -18,23 +16,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastpower import engine, kernels, memory
+from fastpower import kernels, memory
 from fastpower.cache import PagedCache
-from fastpower.decoders import verification
+from fastpower.decoders import scores, verification
 from fastpower.decoders.base import Draws, TokenDraws, TokenScores, Work
 from fastpower.decoders.batch import PackedBatch, Packer
 from fastpower.decoders.compiled import CompiledDecode
 from fastpower.decoders.fused import FusedForward
-from fastpower.decoders.layout import ATTENTION, kv_layout, refuse_by_config, refuse_by_placement
+from fastpower.decoders.layout import kv_layout, refuse_by_config, refuse_by_placement
 from fastpower.decoders.step import Step, register_attention
+from fastpower.decoders.substitution import Substitution
 from fastpower.decoders.transfer import to_device, to_host
-from fastpower.engine import Acceleration
-from fastpower.errors import InvalidLogits
 from fastpower.kernels.dispatch import pick, resolve
 from fastpower.models import prompt_tokens
-
-#: bytes of logits that ``score`` holds at a time
-SCORE_BYTES = 128 << 20
 
 
 class TransformersDecoder:
@@ -85,11 +79,8 @@ class TransformersDecoder:
         refuse_by_placement(model)
         register_attention()
         self.model, self.tokenizer, self.backend = model, tokenizer, backend
-        # Text and image parts of one model have configurations of their own; each is asked which attention to use.
-        configs = [module.config for module in model.modules() if hasattr(module, "config")]
-        self._configs = list({id(c): c for c in configs if hasattr(c, "_attn_implementation_internal")}.values())
-        self._acceleration: Acceleration | None = None
-        with self._paged_attention():
+        self._substitution = Substitution(model)
+        with self._substitution.paged():
             layout = kv_layout(model)
         self.layout = layout
         self.vocab_size, self.max_length = layout.vocab_size, layout.max_length
@@ -103,8 +94,7 @@ class TransformersDecoder:
             memory.require(weights, f"a packed copy of the weights of {type(model).__name__}", remedy)
             self._fused = None if compile else FusedForward.of(model)
             if self._fused is None:
-                self._acceleration = engine.accelerate(model)
-                self._acceleration.pause()
+                self._substitution.accelerate()
         per_token = 2 * layout.num_layers * layout.num_kv_heads * layout.head_dim * layout.dtype.itemsize
         if cache_tokens is None:
             affordable = int(memory.available(layout.device) * memory_fraction) // per_token
@@ -184,8 +174,7 @@ class TransformersDecoder:
         self.cache.forget()
         if self._fused is not None:
             self._fused = FusedForward(self.model)
-        if self._acceleration is not None:
-            self._acceleration.repack()
+        self._substitution.repack()
 
     # -------------------------------------------------------------------------------------------------- forward
 
@@ -201,13 +190,11 @@ class TransformersDecoder:
     def score(self, work: Sequence[Work], exponents: NDArray[np.float32]) -> list[TokenScores]:
         """Append every row's tokens and return their statistics, all or nothing; see ``Decoder.score``.
 
-        At most SCORE_BYTES of logits exist at a time (at least one row of them). Raises like ``forward``, and
-        InvalidLogits for a row of NaN, +inf or nothing but −inf.
+        At most ``scores.SCORE_BYTES`` of logits exist at a time (at least one row of them). Raises like ``forward``,
+        and InvalidLogits for a row of NaN, +inf or nothing but −inf.
         """
         with self._packer.reserved(work) as batch, torch.inference_mode():
-            parts = list(self._score_chunks(batch, np.ascontiguousarray(exponents, np.float32)))
-        logp, logz, entropy = (np.concatenate(part) for part in zip(*parts, strict=True))
-        return [TokenScores(logp[a : b - 1], logz[a:b], entropy[a:b]) for a, b in pairwise(batch.starts)]
+            return scores.score(batch, exponents, self._all_logits, self.vocab_size, self.layout.device, self.backend)
 
     # --------------------------------------------------------------------------------------------------- text
 
@@ -233,7 +220,8 @@ class TransformersDecoder:
         """Give the cache's memory back. The decoder cannot be used afterwards; the model can."""
         self.__dict__.pop("cache", None)
         self.__dict__.pop("_packer", None)
-        self._fused = self._acceleration = self._compiled = None
+        self._fused = self._compiled = None
+        self._substitution = Substitution(self.model)
 
     def __enter__(self) -> TransformersDecoder:
         return self
@@ -258,26 +246,24 @@ class TransformersDecoder:
     def _last_logits(self, batch: PackedBatch) -> Tensor:
         """(S, V) logits after the last token of each row."""
         if self._compiled is not None and len(batch.tokens) == len(batch.sequences):
-            with self._paged_attention():
+            with self._substitution.paged():
                 return self._compiled(batch.tokens, batch.positions, batch.slots, batch.page_table, batch.lengths)
         shared = self.cache.shared_runs(batch.sequences, batch.n_new) if len(batch.sequences) > 1 else None
         keep = batch.starts[1:].astype(np.int64) - 1
-        return self._logits(
-            batch.tokens, batch.positions, batch.slots, batch.page_table, batch.starts, batch.lengths, keep, shared
-        )
+        return self._logits(batch, keep, shared)
+
+    def _all_logits(self, batch: PackedBatch) -> Tensor:
+        """(N, V) logits after every token."""
+        return self._logits(batch, np.arange(len(batch.tokens)), None)
 
     def _logits(
         self,
-        tokens: NDArray[np.int64],
-        positions: NDArray[np.int64],
-        slots: NDArray[np.int64],
-        table: NDArray[np.int32],
-        starts: NDArray[np.int32],
-        lengths: NDArray[np.int32],
+        batch: PackedBatch,
         keep: NDArray[np.int64],
         shared: tuple[NDArray[np.int32], NDArray[np.int32]] | None,
     ) -> Tensor:
-        """One packed forward; (len(keep), V) logits of the packed tokens ``keep``."""
+        """One packed forward; (len(keep), V) logits of the packed tokens ``keep``, valid until the next forward."""
+        tokens, positions, slots, _, _, starts, lengths, table = batch
         if self._fused is not None and not self._fused.hooked:
             return self._fused(
                 self.cache.k, self.cache.v, tokens, positions, slots, table, starts, lengths, keep, shared
@@ -295,7 +281,7 @@ class TransformersDecoder:
             self._append_kv,
             self._attention_kernel,
         )
-        with self._paged_attention():
+        with self._substitution.paged():
             out = self.model(
                 input_ids=ids, position_ids=places, use_cache=False, logits_to_keep=keep_, fastpower_step=step
             )
@@ -317,69 +303,10 @@ class TransformersDecoder:
         drawn = kernels.sample_tokens(logits, alpha, exponents, rows, keys, positions, exclude, backend=self.backend)
         return TokenDraws(*to_host(drawn))
 
-    def _score_chunks(
-        self, batch: PackedBatch, exponents: NDArray[np.float32]
-    ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]]:
-        """logp of the next token (of no meaning at the end of a row), logz and entropy, a chunk of tokens at a time.
-
-        Pages of all tokens are reserved, so a chunk sees those before it by giving shorter lengths.
-        """
-        bounds, total = batch.starts, len(batch.tokens)
-        following = np.append(batch.tokens[1:], 0)
-        step = max(1, SCORE_BYTES // (4 * self.vocab_size))
-        for a in range(0, total, step):
-            b = min(a + step, total)
-            first, last = int(np.searchsorted(bounds, a, "right")) - 1, int(np.searchsorted(bounds, b, "left"))
-            starts = np.clip(bounds[first : last + 1], a, b) - np.int32(a)
-            behind = np.maximum(bounds[first + 1 : last + 1] - np.int32(b), 0)  # tokens of the row in later chunks
-            logits = self._logits(
-                batch.tokens[a:b],
-                batch.positions[a:b],
-                batch.slots[a:b],
-                batch.page_table[first:last],
-                starts,
-                batch.lengths[first:last] - behind,
-                np.arange(b - a),
-                None,
-            )
-            given = to_device([following[a:b], exponents], self.layout.device)
-            logp, logz, entropy, status = to_host(kernels.score_tokens(logits, *given, backend=self.backend))
-            if status.any():
-                bad = int(status.nonzero()[0][0])
-                raise InvalidLogits(
-                    f"the logits after position {batch.positions[a + bad]} of sequence "
-                    f"{batch.sequences[np.searchsorted(bounds, a + bad, 'right') - 1]} hold NaN or +inf, or no finite "
-                    f"entry (status {status[bad]})"
-                )
-            yield logp, logz, entropy
-
     def _tokenizer(self) -> Any:
         if self.tokenizer is None:
             raise ValueError("this decoder was made without a tokenizer; pass token ids, or give it one")
         return self.tokenizer
-
-    @contextmanager
-    def _paged_attention(self) -> Iterator[None]:
-        """The model's attention over pages and, for "packed" modules, its products exchanged."""
-        if self._acceleration is not None:
-            self._acceleration.resume()
-        try:
-            with self._attention(ATTENTION):
-                yield
-        finally:
-            if self._acceleration is not None:
-                self._acceleration.pause()
-
-    @contextmanager
-    def _attention(self, name: str) -> Iterator[None]:
-        own = [config._attn_implementation_internal for config in self._configs]
-        for config in self._configs:
-            config._attn_implementation_internal = name
-        try:
-            yield
-        finally:
-            for config, before in zip(self._configs, own, strict=True):
-                config._attn_implementation_internal = before
 
     def _verify(self) -> None:
         """See ``fastpower.decoders.verification``; nothing is compared where the cache has no room for it."""
@@ -393,7 +320,7 @@ class TransformersDecoder:
 
         def own(text: list[int]) -> Tensor:
             # "eager" is every model's definition of its attention; "sdpa" of some versions drops the soft cap
-            with torch.inference_mode(), self._attention("eager"):
+            with torch.inference_mode(), self._substitution.attention("eager"):
                 ids = torch.tensor([text], device=self.layout.device)
                 logits: Tensor = self.model(input_ids=ids, use_cache=False).logits[0, -1]
                 return logits

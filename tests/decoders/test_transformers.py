@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers as hf
 
+from fastpower.decoders import scores as scoring
 from fastpower.decoders import transformers as module
 from fastpower.decoders.base import Decoder, Draws, Work
 from fastpower.decoders.transformers import TransformersDecoder
@@ -171,7 +172,7 @@ def generate(model, text, n):
 def test_scores_equal_a_teacher_forced_pass(tiny, name, rows_at_a_time, monkeypatch):
     model = tiny(name)
     decoder = TransformersDecoder(model, cache_tokens=400, page_size=4, verify=False)
-    monkeypatch.setattr(module, "SCORE_BYTES", 4 * decoder.vocab_size * rows_at_a_time)
+    monkeypatch.setattr(scoring, "SCORE_BYTES", 4 * decoder.vocab_size * rows_at_a_time)
     texts = [prompt(12, 5), prompt(1, 6), prompt(9, 7)]
     ids = [decoder.add() for _ in texts]
     feed(decoder, (ids[0], texts[0][:5]))
@@ -189,7 +190,7 @@ def test_scores_equal_a_teacher_forced_pass(tiny, name, rows_at_a_time, monkeypa
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt_neox"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_low_precision_is_as_close_to_float32_as_the_model_itself(tiny, name, dtype):
     exact, low = tiny(name), copy.deepcopy(tiny(name)).to(dtype)
     decoder = TransformersDecoder(low, cache_tokens=200)
