@@ -23,7 +23,7 @@ def smollm2():
     return load_model(dtype="float32")
 
 
-@pytest.fixture(params=["portable", "avx2", "avx512"])
+@pytest.fixture(params=["portable", "avx2", "avx512", "amx"])
 def isa(request):
     """The C++ kernels on one instruction set after the other."""
     from fastpower import _C

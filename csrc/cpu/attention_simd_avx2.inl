@@ -1,4 +1,4 @@
-// Eight floats, AVX2 + FMA + F16C. See paged_attention_kernel.inl for the terms.
+// Eight floats, AVX2 + FMA + F16C. See attention_steps.inl for the terms.
 
 struct Simd {
   using F = __m256;

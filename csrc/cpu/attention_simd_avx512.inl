@@ -1,4 +1,4 @@
-// Sixteen floats, AVX-512 F/BW/DQ/VL. See paged_attention_kernel.inl for the terms.
+// Sixteen floats, AVX-512 F/BW/DQ/VL. See attention_steps.inl for the terms.
 
 struct Simd {
   using F = __m512;

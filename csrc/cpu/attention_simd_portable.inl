@@ -1,4 +1,4 @@
-// Four floats in GCC vector extensions: SSE2 on x86-64, NEON on aarch64. See paged_attention_kernel.inl for
+// Four floats in GCC vector extensions: SSE2 on x86-64, NEON on aarch64. See attention_steps.inl for
 // the terms.
 
 struct Simd {

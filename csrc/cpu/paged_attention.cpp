@@ -16,6 +16,8 @@ namespace {
 constexpr int64_t kTileRows = 96;  // query rows that share one pass over K and V: their state fits into L2
 constexpr int64_t kPackCost = 6;   // fetching and packing a key costs about as much as this many rows of work
 constexpr int64_t kTasksPerThread = 4;
+constexpr int64_t kSharedPerThread =
+    2;  // tasks per thread before shared splits are cut: each cut leaves records
 constexpr int64_t kMinTaskCost = 2048;  // in keys x rows, ~20 us
 constexpr int64_t kManyQueries = 16;    // queries per sequence that already share their own reads well
 
@@ -101,9 +103,13 @@ class Plan {
       }
       if (last_begin >= splits) continue;
       for (int64_t s = s0; s < s1; ++s) shared_splits_[s] = splits;
-      for (int64_t t = t0; t < t1; t += tile_tokens_) {
-        Tile tile{t, std::min(tile_tokens_, t1 - t), s0, begin, splits};
-        size_tasks(std::min(tile_tokens_, t1 - t0), &tile);
+      // Threads share out the rows rather than the splits: packing keys again costs less than records do.
+      const int64_t tiles =
+          std::max(ceil_div(t1 - t0, tile_tokens_), ceil_div(kSharedPerThread * num_threads(), a_.kv_heads));
+      const int64_t tokens = ceil_div(t1 - t0, tiles);
+      for (int64_t t = t0; t < t1; t += tokens) {
+        Tile tile{t, std::min(tokens, t1 - t), s0, begin, splits};
+        size_tasks(tokens, &tile);
         tile.shared = true;
         tiles_.push_back(tile);
       }
@@ -138,12 +144,15 @@ class Plan {
     int64_t total = 0;
     for (const Tile& tile : tiles_) total += tile.cut_cost * (a_.kv_heads / tile.heads);
     const int64_t threads = num_threads();
-    const int64_t limit =
-        threads == 1 ? total + 1 : std::max(kMinTaskCost, total / (threads * kTasksPerThread));
+    const auto limit = [&](int64_t tasks_per_thread) {
+      return threads == 1 ? total + 1 : std::max(kMinTaskCost, total / (threads * tasks_per_thread));
+    };
+    const int64_t own_limit = limit(kTasksPerThread), shared_limit = limit(kSharedPerThread);
     std::vector<int64_t> first_end(a_.tokens, 0);  // of the group that a token is in
     for (Tile& tile : tiles_) {
       const int64_t splits = tile.end - tile.begin;
-      const int64_t per_task = ceil_div(splits, std::min(splits, ceil_div(tile.cut_cost, limit)));
+      const int64_t per_task =
+          ceil_div(splits, std::min(splits, ceil_div(tile.cut_cost, tile.shared ? shared_limit : own_limit)));
       if (tile.after_shared) {
         tile.first_end = first_end[tile.token];
       } else {
@@ -195,6 +204,7 @@ const AttentionKernel& kernel() {
 #if defined(__x86_64__)
   // The dot products of AVX-512 BF16 are not used: they would round the weights to bfloat16, and on Intel
   // they have half the rate of float32 multiply-adds (measured).
+  if (active_isa() >= Isa::amx) return amx::attention_kernel;
   if (active_isa() >= Isa::avx512) return avx512::attention_kernel;
   if (active_isa() >= Isa::avx2) return avx2::attention_kernel;
 #endif

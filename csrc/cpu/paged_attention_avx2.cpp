@@ -17,6 +17,7 @@ namespace fastpower::avx2 {
 namespace {
 #include "cpu/attention_simd_avx2.inl"
 }
+#include "cpu/attention_steps.inl"
 #include "cpu/paged_attention_kernel.inl"
 }  // namespace fastpower::avx2
 

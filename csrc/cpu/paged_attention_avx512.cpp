@@ -20,6 +20,7 @@ namespace fastpower::avx512 {
 namespace {
 #include "cpu/attention_simd_avx512.inl"
 }
+#include "cpu/attention_steps.inl"
 #include "cpu/paged_attention_kernel.inl"
 }  // namespace fastpower::avx512
 

@@ -11,5 +11,6 @@ namespace fastpower::portable {
 namespace {
 #include "cpu/attention_simd_portable.inl"
 }
+#include "cpu/attention_steps.inl"
 #include "cpu/paged_attention_kernel.inl"
 }  // namespace fastpower::portable

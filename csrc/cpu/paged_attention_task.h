@@ -54,5 +54,8 @@ extern const AttentionKernel attention_kernel;
 namespace avx512 {
 extern const AttentionKernel attention_kernel;
 }
+namespace amx {
+extern const AttentionKernel attention_kernel;
+}
 
 }  // namespace fastpower

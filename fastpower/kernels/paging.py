@@ -247,8 +247,7 @@ def _attention_fits(
         sequences, _ = page_table.shape
         dtype, device = query.dtype, query.device
         return (
-            shared_starts is None
-            and shared_pages is None
+            (shared_starts is shared_pages is None or _groups_fit(shared_starts, shared_pages, device))
             and ancestors is None
             and dtype in FLOATS
             and 0 < dim <= 256
@@ -271,6 +270,17 @@ def _attention_fits(
         )
     except (AttributeError, ValueError):
         return False
+
+
+def _groups_fit(starts: Tensor | None, pages: Tensor | None, device: torch.device) -> bool:
+    return (
+        starts is not None
+        and pages is not None
+        and starts.dtype is pages.dtype is torch.int32
+        and starts.ndim == pages.ndim == 1
+        and starts.shape[0] == pages.shape[0] + 1
+        and starts.device == pages.device == device
+    )
 
 
 def _check_attention(

@@ -67,9 +67,11 @@ def test_options_keep_that_accuracy(isa, dtype, options):
     assert_error_at_most_doubles(make_case(**MIXED, head_dim=40, dtype=dtype), **options)
 
 
-@pytest.mark.parametrize("better", ["avx512_bf16", "amx"])
-def test_instruction_sets_without_a_variant_take_the_next_lower_one(better):
-    case, before = make_case(**MIXED, dtype=torch.bfloat16), _C.isa()
+@pytest.mark.parametrize(
+    "better, dtype", [("avx512_bf16", torch.bfloat16), ("amx", torch.float32), ("amx", torch.float16)], ids=str
+)
+def test_instruction_sets_without_a_variant_take_the_next_lower_one(better, dtype):
+    case, before = make_case(**MIXED, dtype=dtype), _C.isa()
     try:
         _C.set_isa(better)
         out = paged_attention(*case)
@@ -88,9 +90,10 @@ def test_every_grouping_of_heads(q_heads, kv_heads):
 
 @pytest.mark.parametrize("page_size", [1, 16, 48, 256])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_page_size_does_not_change_a_bit(backend, page_size):
-    out = paged_attention(*make_case(**MIXED, page_size=page_size), backend=backend)
-    assert torch.equal(out, paged_attention(*make_case(**MIXED, page_size=64), backend=backend))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_page_size_does_not_change_a_bit(backend, page_size, dtype):
+    out = paged_attention(*make_case(**MIXED, page_size=page_size, dtype=dtype), backend=backend)
+    assert torch.equal(out, paged_attention(*make_case(**MIXED, page_size=64, dtype=dtype), backend=backend))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -111,10 +114,11 @@ def test_window_of_one_returns_the_token_s_own_value(backend):
     assert torch.equal(out, torch.cat(own))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("window", [0, 70])
-def test_later_and_forgotten_tokens_are_not_touched(isa, window):
+def test_later_and_forgotten_tokens_are_not_touched(isa, window, dtype):
     """Infinities in K/V that a query must not see leave no trace: masked keys are skipped, not multiplied by 0."""
-    case = make_case([300], [300])
+    case = make_case([300], [300], dtype=dtype)
     clean = paged_attention(*case, window=window)
     for position in (150, 151, 299):
         page, offset = case.page_table[0, position // 16], position % 16
@@ -169,11 +173,13 @@ def chunk(case, begin, end):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("options", [{}, {"window": 90}, {"softcap": 4.0}], ids=str)
-def test_chunked_prefill_and_decode_give_the_same_bits(isa, threads, dtype, options):
+@pytest.mark.parametrize(
+    "head_dim, options", [(72, {}), (96, {}), (96, {"window": 90}), (64, {"softcap": 4.0})], ids=str
+)
+def test_chunked_prefill_and_decode_give_the_same_bits(isa, threads, dtype, head_dim, options):
     threads(2)
     n = 261
-    case = make_case([n], [n], head_dim=72, dtype=dtype)
+    case = make_case([n], [n], head_dim=head_dim, dtype=dtype)
     whole = paged_attention(*case, **options)
     chunks = [0, 1, 18, 82, 83, 150, n]
     for begin, end in itertools.pairwise(chunks):
