@@ -96,10 +96,10 @@ class Acceleration:
 def accelerate(model: nn.Module) -> Acceleration:
     """Let the linear modules of ``model`` use packed weights until the result is closed.
 
-    Left alone: subclasses of ``nn.Linear``, modules whose forward was already replaced, other dtypes and devices, and
-    calls under ``torch.enable_grad`` that need gradients. Packing copies the weights (memory: once more their size; a
-    weight that two modules share is packed for each that multiplies by it). A weight that is written to later is packed
-    again at its next use.
+    Left alone: subclasses of ``nn.Linear``, modules whose forward was already replaced, other dtypes and devices,
+    weights that are subclasses of ``Tensor`` (torchao's quantised ones), and calls under ``torch.enable_grad`` that
+    need gradients. Packing copies the weights (memory: once more their size; a weight that two modules share is packed
+    for each that multiplies by it). A weight that is written to later is packed again at its next use.
     """
     modules, forwards = {}, []
     for name, module in model.named_modules():
@@ -107,7 +107,8 @@ def accelerate(model: nn.Module) -> Acceleration:
         if not (type(module) is nn.Linear or transposed) or "forward" in vars(module):
             continue
         weight: Tensor = module.weight
-        if weight.dtype in _DTYPES and weight.device.type == "cpu" and weight.numel():
+        plain = type(weight.data) is Tensor  # not one that stands for quantised numbers
+        if plain and weight.dtype in _DTYPES and weight.device.type == "cpu" and weight.numel():
             modules[name] = module
             forwards.append(_PackedForward(module, transposed))
     acceleration = Acceleration(modules, forwards)

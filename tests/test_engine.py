@@ -136,6 +136,20 @@ def test_subclasses_and_half_precision_are_left_alone():
         assert "forward" in vars(model[2])
 
 
+class Quantised(torch.Tensor):
+    """As torchao's weights are: it says it is float32 and holds something else."""
+
+
+def test_weights_that_are_no_plain_tensors_are_left_alone():
+    model = tiny_model("llama")
+    projection = model.model.layers[1].mlp.up_proj
+    projection.weight = nn.Parameter(projection.weight.detach().as_subclass(Quantised))
+    assert why_not(model) == "weights are Quantised"
+    with accelerate(model) as handle:
+        assert "model.layers.1.mlp.up_proj" not in handle.names
+        assert "model.layers.1.mlp.down_proj" in handle.names
+
+
 # -------------------------------------------------------------------------------------------------- fused forward
 
 

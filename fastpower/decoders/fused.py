@@ -234,6 +234,8 @@ def why_not(model: Any) -> str | None:
     dtypes = {tensor.dtype for tensor in tensors}
     if len(dtypes) != 1 or dtypes & {torch.float32, torch.bfloat16} != dtypes:
         return f"weights are {', '.join(sorted(map(str, dtypes)))}; all float32 or all bfloat16 is wanted"
+    if kinds := {type(tensor.data) for tensor in tensors} - {Tensor}:
+        return f"weights are {', '.join(sorted(kind.__name__ for kind in kinds))}"
     if any(tensor.device.type != "cpu" for tensor in tensors):
         return "the model is not on the CPU"
     for name, module in model.named_modules():
