@@ -88,10 +88,12 @@ def assign_kernel(
     )
     # No row of the plan holds or will hold more pages: the tiles below are rows × this many columns.
     columns = (tl.max(b_longest, axis=0) + page_size - 1) // page_size
+    cells = R * columns  # loops up to it are `while`s: Triton 3.6's interpreter has no `range` up to a loaded number
 
-    for start in range(0, R * columns, BLOCK):
+    start = 0
+    while start < cells:
         o = start + tl.arange(0, BLOCK)
-        mask = o < R * columns
+        mask = o < cells
         o_plan = o // columns
         o_column = o % columns
         b_kept = (tl.load(length_ptr + o_plan, mask=mask, other=0) + page_size - 1) // page_size
@@ -100,11 +102,13 @@ def assign_kernel(
         b_page = tl.load(page_table_ptr + b_source * max_pages + o_column, mask=mask, other=0)
         tl.atomic_add(references_ptr + b_page, 1, mask=mask)
         tl.store(staged_ptr + o_plan.to(tl.int64) * max_pages + o_column, b_page, mask=mask)
+        start += BLOCK
     tl.debug_barrier()
     count = tl.load(free_count_ptr)
-    for start in range(0, R * columns, BLOCK):
+    start = 0
+    while start < cells:
         o = start + tl.arange(0, BLOCK)
-        mask = o < R * columns
+        mask = o < cells
         o_column = o % columns
         b_row = tl.load(target_ptr + o // columns, mask=mask, other=-1)
         mask = mask & (b_row >= 0)
@@ -115,11 +119,13 @@ def assign_kernel(
         b_place = count + tl.cumsum(m_freed.to(tl.int32), axis=0) - 1
         tl.store(free_ptr + b_place, b_page, mask=m_freed)
         count += tl.sum(m_freed.to(tl.int32), axis=0)
+        start += BLOCK
     tl.debug_barrier()
     tl.store(free_count_ptr, count)
-    for start in range(0, R * columns, BLOCK):
+    start = 0
+    while start < cells:
         o = start + tl.arange(0, BLOCK)
-        mask = o < R * columns
+        mask = o < cells
         o_plan = o // columns
         o_column = o % columns
         b_row = tl.load(target_ptr + o_plan, mask=mask, other=-1)
@@ -127,6 +133,7 @@ def assign_kernel(
         mask = mask & (b_row >= 0) & (o_column < b_kept)
         b_page = tl.load(staged_ptr + o_plan.to(tl.int64) * max_pages + o_column, mask=mask, other=0)
         tl.store(page_table_ptr + b_row.to(tl.int64) * max_pages + o_column, b_page, mask=mask)
+        start += BLOCK
     tl.store(lengths_ptr + b_target, tl.load(length_ptr + o_row, mask=m_row, other=0), mask=m_row)
 
 
