@@ -1,6 +1,7 @@
 #include "cpu/sample_tokens.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <limits>
 #include <vector>
@@ -155,38 +156,25 @@ class RowDraws {
   double total_;
 };
 
-// Calls block_fn for every block and row_fn for every row once its blocks are done. Many rows: a task is some
-// whole rows. Few rows: a task is some blocks. Either way every block is computed alone and merged in order,
-// so bits do not change.
+// Calls block_fn for every block, and row_fn for a row once all its blocks are done. A task is some rows or
+// some blocks of one row, and a thread takes neighbouring tasks, since a block fetches ahead into the next
+// one. Every block is computed alone and merged in order, so bits do not depend on the cut.
 template <class Block, class Row>
 void for_rows(const Logits& logits, const Block& block_fn, const Row& row_fn) {
-  constexpr int64_t kEntriesPerTask = 1 << 15;
-  const int64_t blocks = logits.blocks();
-  const auto whole_row = [&](int64_t row) {
-    for (int64_t b = 0; b < blocks; ++b) block_fn(row, b);
-    row_fn(row);
-  };
-  if (logits.rows * logits.vocab <= kEntriesPerTask) {
+  constexpr int64_t kEntriesPerTask = 1 << 15, kBlocksPerTask = kEntriesPerTask / kBlock;
+  constexpr int64_t kLeastPerRow = 512;  // as many entries cost what merging a row and drawing from it do
+  const int64_t blocks = logits.blocks(), parts = (blocks + kBlocksPerTask - 1) / kBlocksPerTask;
+  const int64_t step = std::max<int64_t>(1, kEntriesPerTask / std::max(logits.vocab, kLeastPerRow));
+  const int64_t runs = (logits.rows + step - 1) / step;
+  std::vector<std::atomic<int64_t>> done(parts > 1 ? logits.rows : 0);
+  parallel_runs(runs * parts, [&](const RunTask& run) {
     const FlushSubnormals flush;
-    for (int64_t row = 0; row < logits.rows; ++row) whole_row(row);
-  } else if (logits.rows >= 4 * num_threads()) {
-    const int64_t step = std::max<int64_t>(1, kEntriesPerTask / logits.vocab);
-    parallel_for((logits.rows + step - 1) / step, [&](int64_t task) {
-      const FlushSubnormals flush;
-      for (int64_t row = task * step; row < std::min(logits.rows, (task + 1) * step); ++row) whole_row(row);
-    });
-  } else {
-    const int64_t step = kEntriesPerTask / kBlock, tasks = (blocks + step - 1) / step;
-    parallel_for(logits.rows * tasks, [&](int64_t task) {
-      const FlushSubnormals flush;
-      const int64_t first = task % tasks * step;
-      for (int64_t b = first; b < std::min(blocks, first + step); ++b) block_fn(task / tasks, b);
-    });
-    parallel_for(logits.rows, [&](int64_t row) {
-      const FlushSubnormals flush;
-      row_fn(row);
-    });
-  }
+    const int64_t part = run.task % parts, first = run.task / parts * step;
+    for (int64_t row = first; row < std::min(logits.rows, first + step); ++row) {
+      for (int64_t b = blocks * part / parts; b < blocks * (part + 1) / parts; ++b) block_fn(row, b);
+      if (parts == 1 || done[row].fetch_add(1, std::memory_order_acq_rel) == parts - 1) row_fn(row);
+    }
+  });
 }
 
 // Draws grouped by row: those of row r are order[start[r] .. start[r + 1]).
