@@ -68,7 +68,7 @@ def check(model, tokenizer, count: int, horizon: int, sizes: tuple[int, ...]) ->
             for workers, reuse in ((1, True), (2, False)):
                 with threads(workers):
                     found, scheduler = records(decoder, work, max_chains=size, max_rows=size, resume=reuse)
-                assert scheduler.totals.rows > 2 * scheduler.totals.steps, "the batches were hardly full"
+                assert scheduler.totals.rows > min(2.0, 0.6 * size) * scheduler.totals.steps, "hardly full batches"
                 assert found == alone, (size, workers, reuse)
     # Room for the longest two or three, so that lanes are parked and their prefixes computed again or found again.
     with TransformersDecoder(model, tokenizer, cache_tokens=80 + 16 * max(sizes) // 4, verify=False) as decoder:
@@ -83,7 +83,12 @@ def test_a_few_records_have_the_same_bits_alone_and_together(model):
     check(*model, count=8, horizon=5, sizes=(8,))
 
 
+@pytest.mark.parametrize("model", ["float32"], indirect=True)
+def test_records_of_two_tokens_have_the_same_bits_alone_and_in_a_batch_of_32(model):
+    check(*model, count=33, horizon=2, sizes=(32,))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["float32", "bfloat16"], indirect=True)
-def test_fifty_records_have_the_same_bits_alone_and_in_batches_of_7_and_32(model):
-    check(*model, count=50, horizon=14, sizes=(7, 32))
+def test_fifty_records_have_the_same_bits_alone_and_in_batches_of_2_to_32(model):
+    check(*model, count=50, horizon=14, sizes=(2, 4, 7, 8, 16, 32))

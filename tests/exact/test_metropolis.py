@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -53,6 +54,32 @@ def test_alpha_one_draws_from_the_model_and_accepts_everything(models):
     assert all(event["accepted"] for run in runs for event in run.trace)
     space = Enumeration(models["eos"], 1.0, 4)
     assert g_test(frequencies(models["eos"], sampler, CHAINS), space.answers, space.pi) > 1e-3
+
+
+# -- the variant alpha → ∞ ---------------------------------------------------------------------------------------
+
+
+def _improves(space, x, y, m):
+    return math.inf if space.logp[y] > space.logp[x] else -math.inf
+
+
+@pytest.mark.parametrize("options", [{}, {"early_rejection": False, "skip": False, "prefetch": 1}])
+def test_accepting_improvements_only_follows_its_finite_n_law_and_never_falls(models, options):
+    sampler = MetropolisHastings(PowerTarget(2.5, 4), block=2, moves=2, maximise=True, **options)
+    space, law = finite_law(models["modes"], 2.5, [2, 4], lambda s: transition_matrix(s, uniform, _improves), 2)
+    runs = outcomes(models["modes"], sampler, CHAINS // 2)
+    assert g_test(Counter(tuple(run.record.tokens) for run in runs), space.answers, law) > 1e-3
+    assert not any(run.exact for run in runs)
+    last = [[event["logp"] for event in run.trace if event["horizon"] == 4] for run in runs]
+    assert all(logp == sorted(logp) for logp in last)
+
+
+def test_accepting_improvements_only_finds_the_most_probable_answer(models):
+    sampler = MetropolisHastings(PowerTarget(2.5, 3), block=3, moves=60, maximise=True)
+    for decoder in models.values():
+        space = Enumeration(decoder, 2.5, 3)
+        best = max(space.logp.values())
+        assert all(run.record.total_logp > best - 1e-5 for run in outcomes(decoder, sampler, 10))
 
 
 # -- negative controls: published mistakes must fail the very test that the exact sampler passes ---------------

@@ -29,6 +29,7 @@ from fastpower.samplers import (
     MultipleTry,
     ParallelTempering,
     ParticleMH,
+    Plain,
     PowerSMC,
 )
 from fastpower.target import PowerTarget
@@ -38,6 +39,7 @@ from .kernels import multiple_try_matrix, smc_law, swap_matrix
 from .runs import frequencies, outcomes
 
 MODELS = ["eos", "no_eos", "deterministic", "zero", "modes"]
+EVERY = ["eos", *(pytest.param(name, marks=pytest.mark.slow) for name in MODELS if name != "eos")]
 ALPHA = 2.5
 CHAINS = 2000
 CUTS = {
@@ -74,11 +76,12 @@ def test_every_cut_law_is_exact(models, name, cut):
     assert_invariant(space, transition_matrix(space, cut.probabilities))
 
 
+@pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS.keys())
-def test_real_code_follows_the_finite_law_of_every_cut_law(models, cut):
+def test_real_code_follows_the_finite_law_of_every_cut_law(models, name, cut):
     sampler = MetropolisHastings(PowerTarget(ALPHA, 3), block=2, moves=2, cut=cut)
-    space, law = finite_law(models["eos"], ALPHA, [2, 3], lambda s: transition_matrix(s, cut.probabilities), 2)
-    assert g_test(frequencies(models["eos"], sampler, CHAINS), space.answers, law) > 1e-3
+    space, law = finite_law(models[name], ALPHA, [2, 3], lambda s: transition_matrix(s, cut.probabilities), 2)
+    assert g_test(frequencies(models[name], sampler, CHAINS), space.answers, law) > 1e-3
 
 
 def test_cut_ratio_dropped_is_not_stationary(models):
@@ -139,12 +142,13 @@ def test_wrong_multiple_try_weights_are_not_stationary(models):
     assert np.abs(space.pi @ matrix - space.pi).max() > 1e-4
 
 
-def test_multiple_try_code_follows_its_finite_law(models):
+@pytest.mark.parametrize("name", EVERY)
+def test_multiple_try_code_follows_its_finite_law(models, name):
     sampler = MultipleTry(PowerTarget(ALPHA, 3), block=2, moves=2, tries=3)
     space, law = finite_law(
-        models["eos"], ALPHA, [2, 3], lambda s: multiple_try_matrix(s, UniformCut().probabilities, lambda h: 3), 2
+        models[name], ALPHA, [2, 3], lambda s: multiple_try_matrix(s, UniformCut().probabilities, lambda h: 3), 2
     )
-    assert g_test(frequencies(models["eos"], sampler, CHAINS), space.answers, law) > 1e-3
+    assert g_test(frequencies(models[name], sampler, CHAINS), space.answers, law) > 1e-3
 
 
 @pytest.mark.parametrize("skip", [True, False])
@@ -189,8 +193,9 @@ def test_entropy_cut_is_metropolis_hastings_with_its_cut_law(models):
 # -- tempering -------------------------------------------------------------------------------------------------
 
 
-def test_swaps_leave_the_joint_law_invariant_and_the_code_follows_it(models):
-    decoder, ladder, horizon, moves = models["eos"], (1.0, ALPHA), 2, 3
+@pytest.mark.parametrize("name", EVERY)
+def test_swaps_leave_the_joint_law_invariant_and_the_code_follows_it(models, name):
+    decoder, ladder, horizon, moves = models[name], (1.0, ALPHA), 2, 3
     low, high = (Enumeration(decoder, a, horizon) for a in ladder)
     joint = np.kron(low.pi, high.pi)
     swap = swap_matrix(low, high)
@@ -236,7 +241,7 @@ def test_mistaken_weights_bias_the_evidence(models, mistake, schedule):
     assert abs(math.log(evidence) - space.log_norm) > 1e-2
 
 
-@pytest.mark.parametrize("name", ["eos", "modes", "zero"])
+@pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("schedule", [(), tuple(RAMP.items())], ids=["flat", "ramp"])
 def test_smc_code_follows_its_exact_law(models, name, schedule):
     space = Enumeration(models[name], ALPHA, 3)
@@ -256,6 +261,18 @@ def test_code_evidence_is_unbiased(models, scheme):
     assert abs(z.mean() - math.exp(space.log_norm)) < 4 * error
 
 
+def test_code_evidence_of_the_auxiliary_particles_is_unbiased(models):
+    """Resampling with noisy look-ahead values is undone by dividing them out: E[Ẑ] = Z all the same."""
+    space = Enumeration(models["eos"], ALPHA, 4)
+    sampler = AuxiliaryParticles(PowerTarget(ALPHA, 4), particles=3, threshold=1.0, block=1, rollouts=2, lookahead=2)
+    runs = outcomes(models["eos"], sampler, 600)
+    assert any(line["resampled"] for run in runs for line in run.trace)
+    z = np.exp([run.diagnostics["log_z"] for run in runs])
+    error = z.std(ddof=1) / math.sqrt(len(z))
+    assert error < 0.1 * math.exp(space.log_norm), "too noisy to see a bias"
+    assert abs(z.mean() - math.exp(space.log_norm)) < 4 * error
+
+
 @pytest.mark.parametrize(
     "sampler",
     [
@@ -264,9 +281,10 @@ def test_code_evidence_is_unbiased(models, scheme):
     ],
     ids=["pimh", "csmc"],
 )
-def test_particle_kernels_reach_the_power_distribution_with_two_particles(models, sampler):
-    space = Enumeration(models["eos"], ALPHA, 2)
-    assert g_test(frequencies(models["eos"], sampler, 800), space.answers, space.pi) > 1e-3
+@pytest.mark.parametrize("name", EVERY)
+def test_particle_kernels_reach_the_power_distribution_with_two_particles(models, name, sampler):
+    space = Enumeration(models[name], ALPHA, 2)
+    assert g_test(frequencies(models[name], sampler, 800), space.answers, space.pi) > 1e-3
 
 
 @pytest.mark.parametrize("cls", [PowerSMC, ParticleMH, ConditionalSMC])
@@ -284,6 +302,10 @@ MODEL_ITSELF = PowerTarget(1.0, 3)
 @pytest.mark.parametrize(
     "sampler",
     [
+        Plain(MODEL_ITSELF),
+        LowTemperature(MODEL_ITSELF),
+        BestOfN(MODEL_ITSELF, n=1),
+        MetropolisHastings(MODEL_ITSELF, block=2, moves=2, window=1),
         EntropyCut(MODEL_ITSELF, block=2, moves=1),
         MultipleTry(MODEL_ITSELF, block=2, moves=1, tries=2),
         EntropyGuided(MODEL_ITSELF, block=2, moves=1, tries=2),
