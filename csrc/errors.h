@@ -1,4 +1,4 @@
-// The errors that fastpower raises on purpose, the same names as in fastpower/errors.py. bindings.cpp
+// The errors that fastpower raises on purpose, the same names as in fastpower/errors.py. bindings_books.cpp
 // translates them.
 #pragma once
 
