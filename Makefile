@@ -10,7 +10,7 @@ TRITON ?= triton==3.7.1
 CLANG_FORMAT ?= 23.1.5
 PYTEST_ARGS ?=
 
-.PHONY: demo test slow lint types sanitize bench docs clean
+.PHONY: demo test slow lint types sanitize bench aot docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -41,6 +41,11 @@ sanitize: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python -m pytest bench $(PYTEST_ARGS)
+
+# Registers, spills, shared memory and instructions of every Triton kernel on every target: prints the table and records it
+# as what tests hold later kernels to.
+aot: $(VENV)/installed
+	$(BIN)/python bench/aot_table.py --json tests/triton/aot_baseline.json
 
 # Warnings are errors: broken links, names that the API reference cannot find, parameters that do not exist.
 docs: $(VENV)/installed
