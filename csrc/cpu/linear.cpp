@@ -84,9 +84,9 @@ void pass_once(const LinearKernels& kernels, const Linear& linear, const Rows& x
   const int64_t body = std::max<int64_t>(0, steps - kAhead / kStepBytes) / 16 * 16;
   const char* row = x.row(row0);
   if (kernels.begin) kernels.begin(rows);
-  if (body) kernels.run(rows, row, x.stride, {w, w + kAhead, kStepBytes, true}, body, acc);
+  if (body) kernels.run(rows, row, x.stride, {w, w + kAhead, kStepBytes, true, true}, body, acc);
   kernels.run(rows, row + body * kernels.x_step, x.stride,
-              {w + body * kStepBytes, next, kStepBytes, body == 0}, steps - body, acc);
+              {w + body * kStepBytes, next, kStepBytes, body == 0, true}, steps - body, acc);
   if (kernels.end) kernels.end();
 }
 

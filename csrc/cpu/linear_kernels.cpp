@@ -25,6 +25,14 @@ inline int load_pair(const char* at) {
   return value;
 }
 
+// Two lines each; with far = near = 0 the second pair finds what the first has asked for.
+inline __attribute__((always_inline)) void fetch(const char* ahead, int64_t near, int64_t far) {
+  __builtin_prefetch(ahead + near, 0, 3);
+  __builtin_prefetch(ahead + near + 64, 0, 3);
+  __builtin_prefetch(ahead + far, 0, 2);
+  __builtin_prefetch(ahead + far + 64, 0, 2);
+}
+
 // ---- AVX-512: 2 vectors of columns × up to 12 rows = 24 accumulators. kRows stays a compile-time loop
 // bound.
 
@@ -32,6 +40,7 @@ template <int R>
 FASTPOWER_AVX512_BF16 void avx512_bf16_pairs(const char* x, int64_t x_stride, PanelStream stream,
                                              int64_t steps, float* acc) {
   const char *w = stream.w, *ahead = stream.ahead;
+  const int64_t near = stream.streams ? kIntoL1 : 0, far = stream.streams ? kIntoL2 : 0;
   const __mmask16 kept = stream.fresh ? 0 : 0xffff;
   __m512 sum[R][2];
 #pragma GCC unroll 12
@@ -40,8 +49,7 @@ FASTPOWER_AVX512_BF16 void avx512_bf16_pairs(const char* x, int64_t x_stride, Pa
     sum[i][1] = _mm512_maskz_load_ps(kept, acc + i * kPanel + 16);
   }
   for (int64_t s = 0; s < steps; ++s, w += kPanel * 4, ahead += stream.ahead_step, x += 4) {
-    _mm_prefetch(ahead, _MM_HINT_T0);
-    _mm_prefetch(ahead + 64, _MM_HINT_T0);
+    fetch(ahead, near, far);
     const __m512bh w0 = (__m512bh)_mm512_loadu_si512(w), w1 = (__m512bh)_mm512_loadu_si512(w + 64);
 #pragma GCC unroll 12
     for (int i = 0; i < R; ++i) {
@@ -61,6 +69,7 @@ template <int R>
 FASTPOWER_AVX512 void avx512_pairs(const char* x, int64_t x_stride, PanelStream stream, int64_t steps,
                                    float* acc) {
   const char *w = stream.w, *ahead = stream.ahead;
+  const int64_t near = stream.streams ? kIntoL1 : 0, far = stream.streams ? kIntoL2 : 0;
   const __mmask16 kept = stream.fresh ? 0 : 0xffff;
   __m512 sum[R][2];
 #pragma GCC unroll 12
@@ -70,8 +79,7 @@ FASTPOWER_AVX512 void avx512_pairs(const char* x, int64_t x_stride, PanelStream 
   }
   const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
   for (int64_t s = 0; s < steps; ++s, w += kPanel * 4, ahead += stream.ahead_step, x += 8) {
-    _mm_prefetch(ahead, _MM_HINT_T0);
-    _mm_prefetch(ahead + 64, _MM_HINT_T0);
+    fetch(ahead, near, far);
     const __m512i p0 = _mm512_loadu_si512(w), p1 = _mm512_loadu_si512(w + 64);
     const __m512 even0 = _mm512_castsi512_ps((__m512i)((__v16su)p0 << 16));
     const __m512 even1 = _mm512_castsi512_ps((__m512i)((__v16su)p1 << 16));
@@ -101,6 +109,7 @@ template <int R>
 FASTPOWER_AVX512 void avx512_floats(const char* x, int64_t x_stride, PanelStream stream, int64_t steps,
                                     float* acc) {
   const char *w = stream.w, *ahead = stream.ahead;
+  const int64_t near = stream.streams ? kIntoL1 : 0, far = stream.streams ? kIntoL2 : 0;
   const __mmask16 kept = stream.fresh ? 0 : 0xffff;
   __m512 sum[R][2];
 #pragma GCC unroll 12
@@ -109,8 +118,7 @@ FASTPOWER_AVX512 void avx512_floats(const char* x, int64_t x_stride, PanelStream
     sum[i][1] = _mm512_maskz_load_ps(kept, acc + i * kPanel + 16);
   }
   for (int64_t s = 0; s < steps; ++s, w += kPanel * 4, ahead += stream.ahead_step, x += 4) {
-    _mm_prefetch(ahead, _MM_HINT_T0);
-    _mm_prefetch(ahead + 64, _MM_HINT_T0);
+    fetch(ahead, near, far);
     const __m512 w0 = _mm512_loadu_ps(w), w1 = _mm512_loadu_ps(w + 64);
 #pragma GCC unroll 12
     for (int i = 0; i < R; ++i) {
@@ -171,8 +179,12 @@ FASTPOWER_AMX void amx_blocks(const char* x, int64_t x_stride, PanelStream strea
   }
   for (int64_t b = 0; b < blocks;
        ++b, w += depth * kStep, ahead += depth * stream.ahead_step, x += 4 * depth) {
-    for (int64_t line = 0; line < depth * stream.ahead_step; line += 64)
-      _mm_prefetch(ahead + line, _MM_HINT_T0);
+    if (stream.streams)
+      for (int64_t line = 0; line < depth * stream.ahead_step; line += 128)
+        fetch(ahead + line, kIntoL1, kIntoL2);
+    else
+      for (int64_t line = 0; line < depth * stream.ahead_step; line += 64)
+        _mm_prefetch(ahead + line, _MM_HINT_T0);
     _tile_loadd(2, x, x_stride);
     _tile_loadd(3, w, kStep);
     _tile_dpbf16ps(0, 2, 3);
