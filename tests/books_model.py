@@ -200,3 +200,26 @@ class ModelledTable:
         assert self.table.stats()["cached_pages"] == len(self.remembered)
         self.forget()
         assert self.table.stats()["free_pages"] == self.table.num_pages, "remembered pages leaked"
+
+
+#: calls with bad arguments on a table and two of its sequences; all are ValueErrors and change nothing
+BAD_CALLS = {
+    "fork beyond the end": lambda t, a, b: t.fork_many([a, a], [13, 14]),
+    "fork at a negative length": lambda t, a, b: t.fork_many([a, a], [0, -1]),
+    "truncate beyond the end": lambda t, a, b: t.truncate_many([b, a], [1, 14]),
+    "truncate twice": lambda t, a, b: t.truncate_many([a, b, a], [1, 1, 1]),
+    "free twice": lambda t, a, b: t.free_many([a, b, a]),
+    "reserve twice": lambda t, a, b: t.reserve([a, b, a], [1, 1, 1]),
+    "reserve nothing": lambda t, a, b: t.reserve([b, a], [1, 0]),
+    "reserve a negative number": lambda t, a, b: t.reserve([b, a], [1, -5]),
+    "ragged arguments": lambda t, a, b: t.reserve([a, b], [1]),
+    "matrix of handles": lambda t, a, b: t.free_many([[a, b]]),
+    "too few columns": lambda t, a, b: t.page_tables([a], np.zeros((1, 2), np.int32), np.zeros(1, np.int32)),
+    "too few rows": lambda t, a, b: t.page_tables([a, b], np.zeros((1, 5), np.int32), np.zeros(2, np.int32)),
+    "remember more than there is": lambda t, a, b: t.remember(a, [1] * 1000),
+    "queries longer than the sequence": lambda t, a, b: t.shared_runs([a], [14]),
+    "remember a negative token": lambda t, a, b: t.remember(a, [-1]),
+    "match a token beyond 32 bits": lambda t, a, b: t.match([2**31]),
+    "commit of an unknown plan": lambda t, a, b: t.commit(77),
+    "rollback of an unknown plan": lambda t, a, b: t.rollback(0),
+}

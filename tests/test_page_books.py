@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from fastpower import _C
 from fastpower.errors import CacheFull, UnknownSequence
-from tests.books_model import ModelledTable
+from tests.books_model import BAD_CALLS, ModelledTable
 
 # ------------------------------------------------------------------------------------------------------- page pool
 
@@ -228,28 +225,6 @@ def test_handles_are_never_given_out_twice():
     assert len(handles) == 3000
 
 
-BAD_CALLS = {
-    "fork beyond the end": lambda t, a, b: t.fork_many([a, a], [13, 14]),
-    "fork at a negative length": lambda t, a, b: t.fork_many([a, a], [0, -1]),
-    "truncate beyond the end": lambda t, a, b: t.truncate_many([b, a], [1, 14]),
-    "truncate twice": lambda t, a, b: t.truncate_many([a, b, a], [1, 1, 1]),
-    "free twice": lambda t, a, b: t.free_many([a, b, a]),
-    "reserve twice": lambda t, a, b: t.reserve([a, b, a], [1, 1, 1]),
-    "reserve nothing": lambda t, a, b: t.reserve([b, a], [1, 0]),
-    "reserve a negative number": lambda t, a, b: t.reserve([b, a], [1, -5]),
-    "ragged arguments": lambda t, a, b: t.reserve([a, b], [1]),
-    "matrix of handles": lambda t, a, b: t.free_many([[a, b]]),
-    "too few columns": lambda t, a, b: t.page_tables([a], np.zeros((1, 2), np.int32), np.zeros(1, np.int32)),
-    "too few rows": lambda t, a, b: t.page_tables([a, b], np.zeros((1, 5), np.int32), np.zeros(2, np.int32)),
-    "remember more than there is": lambda t, a, b: t.remember(a, [1] * 1000),
-    "queries longer than the sequence": lambda t, a, b: t.shared_runs([a], [14]),
-    "remember a negative token": lambda t, a, b: t.remember(a, [-1]),
-    "match a token beyond 32 bits": lambda t, a, b: t.match([2**31]),
-    "commit of an unknown plan": lambda t, a, b: t.commit(77),
-    "rollback of an unknown plan": lambda t, a, b: t.rollback(0),
-}
-
-
 @pytest.mark.parametrize("call", BAD_CALLS.values(), ids=BAD_CALLS)
 def test_bad_arguments_are_value_errors_and_change_nothing(call):
     model, root = grown(13)
@@ -349,109 +324,3 @@ def test_stats_count_shared_tokens_once():
     stats = model.table.stats()
     assert stats["tokens"] == 23 + 31 * 22 and stats["distinct_tokens"] == 23
     assert stats["live_pages"] == stats["shared_pages"] == 5
-
-
-# --------------------------------------------------------------------------------------------------- state machine
-
-
-class PageBooks(RuleBasedStateMachine):
-    """Any sequence of calls, good and bad, on a cache that is often full."""
-
-    @initialize(data=st.data(), num_pages=st.integers(4, 14), page_size=st.integers(1, 5), forks=st.integers(0, 3))
-    def start(self, data, num_pages, page_size, forks):
-        # Begins with a family that shares a partly filled page: the state in which mistakes are possible.
-        self.model = ModelledTable(num_pages, page_size)
-        root, length = self.model.add(), data.draw(st.integers(1, 2 * page_size))
-        self.model.append([root], [length])
-        self.model.fork([root] * forks, [data.draw(st.integers(1, length)) for _ in range(forks)])
-
-    def some(self, data, handles):
-        return data.draw(st.lists(st.sampled_from(handles), unique=True, min_size=1, max_size=5))
-
-    @rule()
-    def add(self):
-        self.model.add()
-
-    @precondition(lambda self: self.model.closed())
-    @rule(data=st.data())
-    def fork(self, data):
-        parents = data.draw(st.lists(st.sampled_from(self.model.closed()), max_size=4))
-        lengths = [data.draw(st.integers(0, len(self.model.tokens[p]))) for p in parents]
-        self.model.fork(parents, lengths)
-
-    @precondition(lambda self: self.model.closed())
-    @rule(data=st.data())
-    def truncate(self, data):
-        handles = self.some(data, self.model.closed())
-        self.model.truncate(handles, [data.draw(st.integers(0, len(self.model.tokens[h]))) for h in handles])
-
-    @precondition(lambda self: self.model.closed())
-    @rule(data=st.data())
-    def free(self, data):
-        self.model.free(data.draw(st.lists(st.sampled_from(self.model.closed()), unique=True, max_size=2)))
-
-    @precondition(lambda self: self.model.closed())
-    @rule(data=st.data())
-    def reserve(self, data):
-        handles = self.some(data, self.model.closed())
-        n_new = [data.draw(st.integers(1, 2 * self.model.page_size + 1)) for _ in handles]
-        before, need = self.model.snapshot(), self.model.table.pages_needed(handles, n_new)
-        assert self.model.snapshot() == before
-        if need > self.model.table.free_pages:
-            with pytest.raises(CacheFull, match=f"needs {need} page"):
-                self.model.table.reserve(handles, n_new)
-            assert self.model.snapshot() == before
-        else:
-            self.model.reserve(handles, n_new)
-
-    @precondition(lambda self: self.model.tokens)
-    @rule(data=st.data())
-    def remember(self, data):
-        handle = data.draw(st.sampled_from(list(self.model.tokens)))
-        self.model.remember(handle, data.draw(st.integers(0, len(self.model.tokens[handle]))))
-
-    @precondition(lambda self: len(self.model.tokens) < 12)
-    @rule(data=st.data())
-    def match(self, data):
-        known = sorted(self.model.remembered) or [()]
-        self.model.match(data.draw(st.sampled_from(known)) + data.draw(st.sampled_from([(), (0,), (1, 0, 0)])))
-
-    @precondition(lambda self: self.model.plans)
-    @rule(data=st.data())
-    def commit(self, data):
-        self.model.commit(data.draw(st.sampled_from(list(self.model.plans))))
-
-    @precondition(lambda self: self.model.plans)
-    @rule(data=st.data())
-    def rollback(self, data):
-        self.model.rollback(data.draw(st.sampled_from(list(self.model.plans))))
-
-    @precondition(lambda self: self.model.tokens)
-    @rule(data=st.data(), call=st.sampled_from(list(BAD_CALLS)))
-    def bad_call(self, data, call):
-        pair = [data.draw(st.sampled_from(list(self.model.tokens))) for _ in range(2)]
-        if call in ("fork beyond the end", "truncate beyond the end", "queries longer than the sequence"):
-            return  # their lengths are made for one sequence of 13 tokens
-        if call == "too few columns" and self.model.table.max_pages(pair[:1]) <= 2:
-            return
-        if call == "commit of an unknown plan" and 77 in self.model.plans:
-            return
-        before = self.model.snapshot()
-        with pytest.raises(ValueError):
-            BAD_CALLS[call](self.model.table, *pair)
-        assert self.model.snapshot() == before
-
-    @invariant()
-    def every_sequence_reads_back_its_own_tokens(self):
-        if hasattr(self, "model"):
-            self.model.verify()
-
-    def teardown(self):
-        if hasattr(self, "model"):
-            self.model.drain()
-
-
-PageBooks.TestCase.settings = settings(
-    max_examples=100, stateful_step_count=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
-)
-TestPageBooks = PageBooks.TestCase
