@@ -77,9 +77,8 @@ struct Tiles<bfloat16> {
     }
   }
 
-  // scores[r][i] of the rows [row, row + R), times scale.
-  template <int R>
-  void score(int64_t row, float scale, float* scores, Ahead* ahead) const {
+  // Scores of the kTile rows from `row` on; what lies behind the last row is not of use.
+  void multiply(int64_t row, Ahead* ahead) const {
     const auto bytes = static_cast<int64_t>(words_ * 4);
     for (int g = 0; g < kSplit / kTile; g += 2) {
       _tile_zero(0);
@@ -96,10 +95,15 @@ struct Tiles<bfloat16> {
       _tile_stored(0, scores_ + g * kTile * kTile, 64);
       _tile_stored(1, scores_ + (g + 1) * kTile * kTile, 64);
     }
+  }
+
+  // scores[r][i] of R of those rows, from the `first`th on, times scale.
+  template <int R>
+  void score(int first, float scale, float* scores) const {
     for (int i = 0; i < kSplit; i += kTile)
       for (int q = 0; q < R; q += 4) {
         F t[4];
-        Simd::quarter(reinterpret_cast<const char*>(scores_ + i * kTile + q), kTile * 4, t);
+        Simd::quarter(reinterpret_cast<const char*>(scores_ + i * kTile + first + q), kTile * 4, t);
         for (int r = q; r < smaller(R, q + 4); ++r)
           Simd::store(scores + r * kSplit + i, Simd::mul(t[r - q], Simd::set(scale)));
       }

@@ -168,7 +168,7 @@ class Worker {
             tiles_.load_values(now.v, now.offset, &ahead_);
           }
           loaded = true;
-          tile_blocks<Tiles<T>::kRows>(split, h, t * group_, end * group_);
+          tile_rows(split, h, t * group_, end * group_);
         }
         return;
       }
@@ -202,23 +202,26 @@ class Worker {
     }
   }
 
-  // Of the rows [r, end) R at a time, then those that are left.
-  template <int R>
-  void tile_blocks(int64_t split, int64_t h, int64_t r, int64_t end) {
-    if constexpr (R > 0) {
-      for (; r + R <= end; r += R) tile_block<R>(split, h, r);
-      if (r < end) tile_blocks<R - 1>(split, h, r, end);
+  // The rows [row, end), which see all of a split: scores for a tile of them at a time, the rest for half a
+  // tile.
+  void tile_rows(int64_t split, int64_t h, int64_t row, int64_t end) {
+    constexpr int kRows = Tiles<T>::kRows;
+    for (int first = 0; row < end; row += kRows, first = kRows - first) {
+      if (first == 0) tiles_.multiply(query_row(h, row), &ahead_);
+      tile_block<kRows>(static_cast<int>(smaller(kRows, end - row)), split, h, row, first);
     }
   }
 
-  // One split for the rows [row, row + R), which see all of it.
+  // One split for `rows` <= R rows, from the `first`th of a tile on.
   template <int R>
-  void tile_block(int64_t split, int64_t h, int64_t row) {
+  void tile_block(int rows, int64_t split, int64_t h, int64_t row, int first) {
+    if constexpr (R > 1)
+      if (rows < R) return tile_block<R - 1>(rows, split, h, row, first);
     int begin[R], end[R];
     uint64_t hidden[R];
     for (int r = 0; r < R; ++r) begin[r] = 0, end[r] = kSplit, hidden[r] = 0;
     float m[R], l[R];
-    tiles_.template score<R>(query_row(h, row), query_scale(), s_.p, &ahead_);
+    tiles_.template score<R>(first, query_scale(), s_.p);
     weigh<R>(s_.p, begin, end, hidden, kSplit, cap_, m, l);
     tiles_.template sum<R>(s_.p, s_.a, &ahead_);
     keep<R>(split, h, row, m, l);
