@@ -37,6 +37,14 @@ else:
         rounded = torch.from_numpy(np.ascontiguousarray(values)).to(torch.bfloat16)
         return rounded.view(torch.int16).numpy().view(np.uint16)
 
+    patch = interpreter._patch_lang_tensor
+
+    def patch_lang_tensor(tensor, scope):
+        """Triton 3.6 makes an int of an array of one entry, as the bound of a loop, which NumPy 2.4 refuses."""
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = patch_lang_tensor
     interpreter.InterpreterBuilder.create_dot = create_dot
     interpreter._convert_float = convert_float
 
