@@ -1,4 +1,5 @@
-// Scores and weighted sums of bfloat16 on AMX tiles: up to kRows query rows and the kSplit keys of a split.
+// Scores and weighted sums of bfloat16 on AMX tiles: kTile query rows, or half as many, and the kSplit keys
+// of a split.
 //
 // Scores: tiles of 16 keys × 32 words, read where they are, times the queries' words in pairs. A query is
 // taken as it came, unscaled. Weighted sums: tdpbf16ps takes bfloat16, so a weight goes in as two of them,
@@ -19,8 +20,8 @@ template <>
 struct Tiles<bfloat16> {
   static constexpr bool kHave = true;
   static constexpr int kTile = 16;  // rows of a tile, and words of 32 bits in one
-  static constexpr int kRows =
-      kTile / 2;  // a tile of weights has first parts in one half, second in the other
+  // A tile of weights has the first parts in one half of its rows, the second parts in the other.
+  static constexpr int kRows = kTile / 2;
 
   // Lines asked for at a time; by the end of a block of rows all that a head needs have been.
   static constexpr int kAhead = 8;

@@ -16,8 +16,9 @@ namespace {
 constexpr int64_t kTileRows = 96;  // query rows that share one pass over K and V: their state fits into L2
 constexpr int64_t kPackCost = 6;   // fetching and packing a key costs about as much as this many rows of work
 constexpr int64_t kTasksPerThread = 4;
-constexpr int64_t kSharedPerThread =
-    2;  // tasks per thread before shared splits are cut: each cut leaves records
+// Tasks per thread that the rows of a group are cut into before its splits are, which leaves records; but
+// each tile reads the run again, so it keeps enough rows to be worth that.
+constexpr int64_t kSharedPerThread = 2, kLeastSharedRows = kTileRows / 2;
 constexpr int64_t kMinTaskCost = 2048;  // in keys x rows, ~20 us
 constexpr int64_t kManyQueries = 16;    // queries per sequence that already share their own reads well
 
@@ -103,10 +104,9 @@ class Plan {
       }
       if (last_begin >= splits) continue;
       for (int64_t s = s0; s < s1; ++s) shared_splits_[s] = splits;
-      // Threads share out the rows rather than the splits: packing keys again costs less than records do.
-      const int64_t tiles =
-          std::max(ceil_div(t1 - t0, tile_tokens_), ceil_div(kSharedPerThread * num_threads(), a_.kv_heads));
-      const int64_t tokens = ceil_div(t1 - t0, tiles);
+      const int64_t wanted = ceil_div(t1 - t0, ceil_div(kSharedPerThread * num_threads(), a_.kv_heads));
+      const int64_t least = ceil_div(kLeastSharedRows, rows_per_token_);
+      const int64_t tokens = std::min({tile_tokens_, std::max(wanted, least), t1 - t0});
       for (int64_t t = t0; t < t1; t += tokens) {
         Tile tile{t, std::min(tokens, t1 - t), s0, begin, splits};
         size_tasks(tokens, &tile);

@@ -79,7 +79,9 @@ def no_boundary_weight(patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "mistake, schedule", [(weights_not_reset, ()), (no_boundary_weight, ((0, 1.0), (2, 1.5)))], ids=lambda v: str(v)
+    "mistake, schedule",
+    [(weights_not_reset, ()), (no_boundary_weight, ((0, 1.0), (2, 1.5)))],
+    ids=["weights not reset", "no boundary weight"],
 )
 def test_mistaken_weights_are_caught(monkeypatch, mistake, schedule):
     space = Enumeration(branches(), 1.5, 3)
