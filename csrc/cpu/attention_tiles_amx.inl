@@ -10,12 +10,6 @@
 // All tiles are 16 × 64 bytes and there are four of them, whatever part of them is of use: tiles of other
 // shapes, or more of them, were measured at a third of the speed (one loses the renaming of registers).
 
-struct alignas(64) TileConfig {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t bytes[16] = {};
-  uint8_t rows[16] = {};
-};
-
 template <>
 struct Tiles<bfloat16> {
   static constexpr bool kHave = true;
@@ -156,16 +150,11 @@ struct Tiles<bfloat16> {
   // Of the last row on, a tile of queries reaches over by 15.
   static int64_t query_words(int64_t rows) { return (rows + 2 * (kTile - 1)) / kTile * kTile; }
 
-  // The intrinsics paste a tile's number into assembler text, so it must be a literal: 0 and 1 are sums, 2
-  // and 3 factors.
+  // Tiles 0 and 1 are sums, 2 and 3 factors.
   static void configure() {
     TileConfig config;
-    for (int tile = 0; tile < 4; ++tile) {
-      config.rows[tile] = 16;
-      config.bytes[tile] = 64;
-    }
-    __asm__ volatile("" : : "r"(&config) : "memory");  // the intrinsic tells the compiler of 8 bytes of 64
-    _tile_loadconfig(&config);
+    for (int tile = 0; tile < 4; ++tile) config.set(tile, 16, 64);
+    config.load();
   }
 
   static F widen(__m256i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16)); }

@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "cpu/amx_tiles.h"
 #include "cpu/linear.h"
 
 #if defined(__x86_64__)
@@ -139,27 +140,14 @@ FASTPOWER_AVX512 void avx512_floats(const char* x, int64_t x_stride, PanelStream
 // nothing. Four tile registers and no more: the registers that renaming needs are shared with whatever else
 // runs on the core, and 2 × 2 tiles, which load less, were measured at half the speed when it uses tiles too.
 
-struct alignas(64) TileConfig {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t bytes[16] = {};
-  uint8_t rows[16] = {};
-  void set(int tile, int64_t tile_rows, int64_t row_bytes) {
-    rows[tile] = static_cast<uint8_t>(tile_rows);
-    bytes[tile] = static_cast<uint16_t>(row_bytes);
-  }
-};
-
-// The intrinsics paste a tile's number into assembler text, so it must be a literal: 0 and 1 are the sums of
-// the left and the right columns, 2 the input, 3 the weights.
-
+// Tiles 0 and 1 are the sums of the left and the right columns, 2 the input, 3 the weights.
 FASTPOWER_AMX void configure_tiles(int64_t rows, int64_t depth) {
   TileConfig config;
   config.set(0, rows, 64);
   config.set(1, rows, 64);
   config.set(2, rows, 4 * depth);
   config.set(3, depth, 64);
-  __asm__ volatile("" : : "r"(&config) : "memory");  // the intrinsic tells the compiler of 8 bytes of 64
-  _tile_loadconfig(&config);
+  config.load();
 }
 
 FASTPOWER_AMX void amx_begin(int64_t rows) { configure_tiles(rows, 16); }

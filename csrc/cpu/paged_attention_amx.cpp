@@ -7,6 +7,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "cpu/amx_tiles.h"
 #include "cpu/dtype.h"
 #include "cpu/paged_attention_task.h"
 
