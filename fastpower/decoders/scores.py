@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -31,36 +31,33 @@ def score(
     backend: str,
 ) -> list[TokenScores]:
     """``Decoder.score`` of a reserved batch. logits: (N, V) of every token of a packed batch."""
-    parts = list(_chunks(batch, np.ascontiguousarray(exponents, np.float32), logits, vocab_size, device, backend))
+    total, step = len(batch.tokens), max(1, SCORE_BYTES // (4 * vocab_size))
+    following = np.append(batch.tokens[1:], 0)
+    exponents = np.ascontiguousarray(exponents, np.float32)
+
+    def chunk(a: int, b: int) -> Statistics:
+        """Of tokens a … b − 1: logp of the next token (of no meaning at the end of a row), logz and entropy."""
+        given = to_device([following[a:b], exponents], device)
+        scored = kernels.score_tokens(logits(_slice(batch, a, b)), *given, backend=backend)
+        logp, logz, entropy, status = to_host(scored)
+        _check(batch, a, status)
+        return logp, logz, entropy
+
+    parts = [chunk(a, min(a + step, total)) for a in range(0, total, step)]
     logp, logz, entropy = (np.concatenate(part) for part in zip(*parts, strict=True))
     return [TokenScores(logp[a : b - 1], logz[a:b], entropy[a:b]) for a, b in pairwise(batch.starts)]
 
 
-def _chunks(
-    batch: PackedBatch,
-    exponents: NDArray[np.float32],
-    logits: Callable[[PackedBatch], Tensor],
-    vocab_size: int,
-    device: torch.device,
-    backend: str,
-) -> Iterator[Statistics]:
-    """logp of the next token (of no meaning at the end of a row), logz and entropy."""
-    total = len(batch.tokens)
-    following = np.append(batch.tokens[1:], 0)
-    step = max(1, SCORE_BYTES // (4 * vocab_size))
-    for a in range(0, total, step):
-        b = min(a + step, total)
-        given = to_device([following[a:b], exponents], device)
-        scored = kernels.score_tokens(logits(_slice(batch, a, b)), *given, backend=backend)
-        logp, logz, entropy, status = to_host(scored)
-        if status.any():
-            bad = int(status.nonzero()[0][0])
-            row = np.searchsorted(batch.starts, a + bad, "right") - 1
-            raise InvalidLogits(
-                f"the logits after position {batch.positions[a + bad]} of sequence {batch.sequences[row]} hold NaN or "
-                f"+inf, or no finite entry (status {status[bad]})"
-            )
-        yield logp, logz, entropy
+def _check(batch: PackedBatch, first: int, status: NDArray[np.int32]) -> None:
+    """Names the first broken row of the logits after tokens first, first + 1, …"""
+    if not status.any():
+        return
+    bad = int(status.nonzero()[0][0])
+    row = np.searchsorted(batch.starts, first + bad, "right") - 1
+    raise InvalidLogits(
+        f"the logits after position {batch.positions[first + bad]} of sequence {batch.sequences[row]} hold NaN or "
+        f"+inf, or no finite entry (status {status[bad]})"
+    )
 
 
 def _slice(batch: PackedBatch, a: int, b: int) -> PackedBatch:
