@@ -25,7 +25,7 @@ def smollm2():
 
 @pytest.fixture(params=["portable", "avx2", "avx512", "amx"])
 def isa(request):
-    """The C++ kernels on one instruction set after the other."""
+    """The C++ kernels on one instruction set after the other; parametrised indirectly, on those that a test names."""
     from fastpower import _C
 
     before = _C.isa()

@@ -2,7 +2,6 @@
 
 import copy
 
-import fastpower._C as _C
 import numpy as np
 import pytest
 import torch
@@ -19,13 +18,6 @@ FUSED = ("llama", "llama3", "mistral", "qwen2", "qwen3", "gemma3")
 GENERIC = ("phi3", "gpt2")
 DTYPES = (torch.float32, torch.bfloat16)
 PAGE = 4
-
-
-@pytest.fixture
-def set_isa():
-    before = _C.isa()
-    yield _C.set_isa
-    _C.set_isa(before)
 
 
 def tokens_of(length, seed=0):
@@ -194,14 +186,10 @@ def last_logits(model, fused, texts, chunks):
     return torch.stack([result[s] for s in sequences])
 
 
-@pytest.mark.parametrize("isa", ["avx2", "avx512", "avx512_bf16", "amx"])
+@pytest.mark.parametrize("isa", ["avx2", "avx512", "avx512_bf16", "amx"], indirect=True)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", ["llama", "gemma3"])
-def test_bits_of_a_row_do_not_depend_on_batch_chunks_or_threads(kind, dtype, isa, threads, set_isa):
-    try:
-        set_isa(isa)
-    except ValueError:
-        pytest.skip(f"this machine has no {isa}")
+def test_bits_of_a_row_do_not_depend_on_batch_chunks_or_threads(kind, dtype, isa, threads):
     model = tiny_model(kind, dtype)
     fused = FusedForward.of(model)
     texts = histories(32)

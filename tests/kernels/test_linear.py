@@ -3,23 +3,11 @@
 import pytest
 import torch
 
-from fastpower import _C
 from fastpower.kernels import linear, pack_linear
 
-ISAS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")
 DTYPES = (torch.float32, torch.bfloat16)
 SHAPES = ((1, 1), (1, 7), (33, 64), (65, 63), (96, 1025), (577, 301))  # (out, in)
-
-
-@pytest.fixture(params=ISAS)
-def isa(request):
-    before = _C.isa()
-    try:
-        _C.set_isa(request.param)
-    except ValueError:
-        pytest.skip(f"this machine has no {request.param}")
-    yield request.param
-    _C.set_isa(before)
+every_isa = pytest.mark.parametrize("isa", ["portable", "avx2", "avx512", "avx512_bf16", "amx"], indirect=True)
 
 
 def weights(out_features, in_features, dtype, seed=0):
@@ -39,6 +27,7 @@ def test_packing_loses_nothing(shape, dtype):
     assert torch.equal(pack_linear(weight).weight(), weight)
 
 
+@every_isa
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_error_at_most_twice_that_of_torch_in_the_same_precision(isa, shape, dtype):
@@ -53,6 +42,7 @@ def test_error_at_most_twice_that_of_torch_in_the_same_precision(isa, shape, dty
     assert ours.mean() <= 2 * torchs.mean() + slack
 
 
+@every_isa
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_float32_out_keeps_the_accumulator(isa, dtype):
     weight, bias = weights(70, 129, dtype)
@@ -64,6 +54,7 @@ def test_float32_out_keeps_the_accumulator(isa, dtype):
     assert torch.equal(wide.to(torch.bfloat16), linear(x, packed, out_dtype=torch.bfloat16))
 
 
+@every_isa
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("in_features", [63, 1300])  # below and above one K block
 def test_bits_of_a_row_do_not_depend_on_the_number_of_rows(isa, dtype, in_features):
@@ -89,6 +80,7 @@ def test_bits_do_not_depend_on_the_threads(dtype, threads):
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
 
 
+@every_isa
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_strided_rows_and_leading_dimensions(isa, dtype):
     weight, bias = weights(40, 51, dtype)
@@ -107,6 +99,7 @@ def test_packing_a_transposed_weight():
     assert torch.equal(pack_linear(weight.T.contiguous().T).weight(), weight)
 
 
+@every_isa
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_infinities_and_nans_stay_in_their_row_and_column(isa, dtype):
     weight, _ = weights(33, 21, dtype)

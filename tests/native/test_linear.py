@@ -14,10 +14,10 @@ def widened(bits):
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
-@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512", "avx512_bf16", "amx"])
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512", "avx512_bf16", "amx"], indirect=True)
 @pytest.mark.parametrize("pairs", [False, True])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (13, 33, 63), (97, 70, 1100)])  # rows, out, in
-def test_product_equals_numpy(isa, pairs, shape):
+def test_product_equals_numpy(isa, threads, pairs, shape):
     rows, out, inputs = shape
     rng = np.random.default_rng(3)
     x = rng.standard_normal((rows, inputs), dtype=np.float32)
@@ -25,36 +25,27 @@ def test_product_equals_numpy(isa, pairs, shape):
     bias = rng.standard_normal(out, dtype=np.float32)
     if pairs:
         x, weight = bfloat16(x), bfloat16(weight)
-    before, threads = _C.isa(), _C.num_threads()
-    try:
-        _C.set_isa(isa)
-    except ValueError:
-        pytest.skip(f"this machine has no {isa}")
-    try:
-        _C.set_num_threads(3)
-        memory = np.full(_C.packed_linear_bytes(pairs, inputs, out) + 64, 0xFF, np.uint8)
-        panels = memory[-memory.ctypes.data % 64 :]
-        _C.pack_linear(pairs, inputs, out, weight.ctypes.data, inputs, panels.ctypes.data)
-        back = np.zeros_like(weight)
-        _C.unpack_linear(pairs, inputs, out, panels.ctypes.data, back.ctypes.data)
-        assert np.array_equal(back, weight)
-        y = np.full((rows, out), np.nan, np.float32)
-        _C.linear(
-            pairs,
-            inputs,
-            out,
-            panels.ctypes.data,
-            bias.ctypes.data,
-            x.ctypes.data,
-            rows,
-            inputs,
-            y.ctypes.data,
-            out,
-            False,
-        )
-    finally:
-        _C.set_isa(before)
-        _C.set_num_threads(threads)
+    threads(3)
+    memory = np.full(_C.packed_linear_bytes(pairs, inputs, out) + 64, 0xFF, np.uint8)
+    panels = memory[-memory.ctypes.data % 64 :]
+    _C.pack_linear(pairs, inputs, out, weight.ctypes.data, inputs, panels.ctypes.data)
+    back = np.zeros_like(weight)
+    _C.unpack_linear(pairs, inputs, out, panels.ctypes.data, back.ctypes.data)
+    assert np.array_equal(back, weight)
+    y = np.full((rows, out), np.nan, np.float32)
+    _C.linear(
+        pairs,
+        inputs,
+        out,
+        panels.ctypes.data,
+        bias.ctypes.data,
+        x.ctypes.data,
+        rows,
+        inputs,
+        y.ctypes.data,
+        out,
+        False,
+    )
     if pairs:
         x, weight = widened(x), widened(weight)
     exact = x.astype(np.float64) @ weight.astype(np.float64).T + bias

@@ -10,17 +10,9 @@ import pytest
 from fastpower import _C
 
 
-@pytest.fixture(params=["portable", "avx2", "avx512"])
-def isa(request):
-    before, threads = _C.isa(), _C.num_threads()
-    try:
-        _C.set_isa(request.param)
-    except ValueError:
-        pytest.skip(f"this machine has no {request.param}")
-    _C.set_num_threads(3)
-    yield request.param
-    _C.set_isa(before)
-    _C.set_num_threads(threads)
+@pytest.fixture(autouse=True)
+def three_threads(threads):
+    threads(3)
 
 
 def address(array):
