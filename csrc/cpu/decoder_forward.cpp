@@ -30,6 +30,38 @@ void for_rows(int64_t rows, int64_t floats_per_row, const Fn& fn) {
 // the rows of a tile would compete for a few sets of the cache.
 int64_t row_bytes(int64_t width, int64_t size) { return ((width * size + 63) / 64 | 1) * 64; }
 
+// Rows of `width` that products with weights of a dtype read, while they are written.
+struct InputRows {
+  Isa isa;
+  bool narrow;  // bfloat16, else float32
+  int64_t stride;
+  char* data;
+  InputRows(Isa isa, Dtype weight, int64_t width, Lines<float>* memory)
+      : isa(isa),
+        narrow(Rows::narrow(isa, weight)),
+        stride(row_bytes(width, narrow ? 2 : 4)),
+        data(reinterpret_cast<char*>(memory->data())) {}
+  char* at(int64_t row, int64_t column) const { return data + row * stride + column * (narrow ? 2 : 4); }
+  Rows rows() const { return {isa, data, stride}; }
+};
+
+// n floats to `out`, rounded to bfloat16 if narrow.
+void put(const RowMath& math, const float* x, int64_t n, bool narrow, char* out) {
+  if (narrow)
+    math.narrow(x, n, reinterpret_cast<bfloat16*>(out));
+  else
+    std::memcpy(out, x, static_cast<size_t>(n) * sizeof(float));
+}
+
+// What linear_into does with the outputs of a product: writes them to a (rows, width) matrix.
+struct CopyTo {
+  float* matrix;
+  int64_t width;
+  void operator()(int64_t row, int64_t column, int64_t columns, const float* values) const {
+    std::memcpy(matrix + row * width + column, values, static_cast<size_t>(columns) * sizeof(float));
+  }
+};
+
 class Clock {
  public:
   void add_to(double* part) {
@@ -42,7 +74,8 @@ class Clock {
   std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
 };
 
-void reject(const char* name, int64_t i, int64_t value, int64_t size) {
+void check_index(const char* name, int64_t i, int64_t value, int64_t size) {
+  if (value >= 0 && value < size) return;
   throw std::out_of_range(std::string(name) + "[" + std::to_string(i) + "] must lie in [0, " +
                           std::to_string(size) + "), got " + std::to_string(value));
 }
@@ -53,14 +86,11 @@ void DecoderForward::check(const DecoderBatch& batch) const {
   int64_t positions = model_.ropes.empty() ? 0 : model_.ropes[0].positions;
   for (const Rope& rope : model_.ropes) positions = std::min(positions, rope.positions);
   for (int64_t i = 0; i < batch.tokens; ++i) {
-    if (batch.ids[i] < 0 || batch.ids[i] >= model_.vocab) reject("ids", i, batch.ids[i], model_.vocab);
-    if (batch.positions[i] < 0 || batch.positions[i] >= positions)
-      reject("positions", i, batch.positions[i], positions);
-    if (batch.slots[i] < 0 || batch.slots[i] >= batch.num_pages * batch.page_size)
-      reject("slots", i, batch.slots[i], batch.num_pages * batch.page_size);
+    check_index("ids", i, batch.ids[i], model_.vocab);
+    check_index("positions", i, batch.positions[i], positions);
+    check_index("slots", i, batch.slots[i], batch.num_pages * batch.page_size);
   }
-  for (int64_t i = 0; i < batch.kept; ++i)
-    if (batch.keep[i] < 0 || batch.keep[i] >= batch.tokens) reject("keep", i, batch.keep[i], batch.tokens);
+  for (int64_t i = 0; i < batch.kept; ++i) check_index("keep", i, batch.keep[i], batch.tokens);
 }
 
 void DecoderForward::embed(const DecoderBatch& batch) {
@@ -80,17 +110,15 @@ void DecoderForward::embed(const DecoderBatch& batch) {
 // Normed rows of the residual stream (all of them, or the listed ones), in the format of the kernels.
 Rows DecoderForward::norm(const float* weight, const int64_t* rows, int64_t count) {
   const int64_t width = model_.hidden;
-  const bool narrow = Rows::narrow(isa_, model_.dtype);
-  const int64_t stride = row_bytes(width, narrow ? 2 : 4);
-  char* out = reinterpret_cast<char*>(normed_.data());
+  const InputRows out(isa_, model_.dtype, width, &normed_);
   for_rows(count, width, [&](int64_t i) {
     static thread_local std::vector<float> scratch;  // stays in L1
-    if (narrow && scratch.size() < static_cast<size_t>(width)) scratch.resize(static_cast<size_t>(width));
-    float* wide = narrow ? scratch.data() : reinterpret_cast<float*>(out + i * stride);
+    if (out.narrow && scratch.size() < static_cast<size_t>(width)) scratch.resize(static_cast<size_t>(width));
+    float* wide = out.narrow ? scratch.data() : reinterpret_cast<float*>(out.at(i, 0));
     math_->rms_norm(hidden_.data() + (rows ? rows[i] : i) * width, weight, model_.eps, width, wide);
-    if (narrow) math_->narrow(wide, width, reinterpret_cast<bfloat16*>(out + i * stride));
+    if (out.narrow) math_->narrow(wide, width, reinterpret_cast<bfloat16*>(out.at(i, 0)));
   });
-  return {isa_, out, stride};
+  return out.rows();
 }
 
 // Rotated queries to query_, rotated keys and values to their slots.
@@ -98,12 +126,6 @@ void DecoderForward::append(const DecoderLayer& layer, int64_t index, const Deco
   const DecoderModel& m = model_;
   const Rope& rope = m.ropes[static_cast<size_t>(layer.rope)];
   const int64_t dim = m.head_dim, half = dim / 2, heads = m.q_heads + 2 * m.kv_heads, size = size_of(m.dtype);
-  const auto store = [&](const float* head, char* target) {
-    if (m.dtype == Dtype::float32)
-      std::memcpy(target, head, static_cast<size_t>(dim) * sizeof(float));
-    else
-      math_->narrow(head, dim, reinterpret_cast<bfloat16*>(target));
-  };
   for_rows(batch.tokens, heads * dim, [&](int64_t i) {
     float* head = qkv_.data() + i * heads * dim;
     const float* cos = rope.cos + batch.positions[i] * half;
@@ -119,7 +141,7 @@ void DecoderForward::append(const DecoderLayer& layer, int64_t index, const Deco
       for (int64_t h = 0; h < counts[part]; ++h, head += dim) {
         if (norms[part]) math_->rms_norm(head, norms[part], m.eps, dim, head);
         if (part < 2) math_->rotate(head, cos, sin, half);
-        store(head, targets[part] + h * dim * size);
+        put(*math_, head, dim, m.dtype != Dtype::float32, targets[part] + h * dim * size);
       }
   });
 }
@@ -128,48 +150,35 @@ void DecoderForward::append(const DecoderLayer& layer, int64_t index, const Deco
 void DecoderForward::add_product(const Linear& linear, const Rows& input, const float* norm, int64_t tokens,
                                  const Linear* then) {
   const int64_t width = model_.hidden;
-  float* target = norm ? block_.data() : hidden_.data();
-  if (norm)
-    linear_into(
-        linear, input, tokens, then, [&](int64_t row, int64_t column, int64_t columns, const float* values) {
-          std::memcpy(target + row * width + column, values, static_cast<size_t>(columns) * sizeof(float));
-        });
-  else
+  if (!norm) {
     linear_into(linear, input, tokens, then,
                 [&](int64_t row, int64_t column, int64_t columns, const float* values) {
-                  math_->add(values, columns, target + row * width + column);
+                  math_->add(values, columns, hidden_.data() + row * width + column);
                 });
-  if (norm)
-    for_rows(tokens, width, [&](int64_t i) {
-      float* row = block_.data() + i * width;
-      math_->rms_norm(row, norm, model_.eps, width, row);
-      math_->add(row, width, hidden_.data() + i * width);
-    });
+    return;
+  }
+  linear_into(linear, input, tokens, then, CopyTo{block_.data(), width});
+  for_rows(tokens, width, [&](int64_t i) {
+    float* row = block_.data() + i * width;
+    math_->rms_norm(row, norm, model_.eps, width, row);
+    math_->add(row, width, hidden_.data() + i * width);
+  });
 }
 
-void DecoderForward::attention_block(const DecoderLayer& layer, int64_t index, const DecoderBatch& batch) {
+// The layer's attention over the cache, from query_ to attended_.
+void DecoderForward::attend(const DecoderLayer& layer, int64_t index, const DecoderBatch& batch) {
   const DecoderModel& m = model_;
-  const int64_t tokens = batch.tokens, size = size_of(m.dtype), width = m.q_heads * m.head_dim;
-  const int64_t packed = layer.qkv.out;
-  Clock clock;
-  linear_into(layer.qkv, norm(layer.input_norm, nullptr, tokens), tokens, &layer.out,
-              [&](int64_t row, int64_t column, int64_t columns, const float* values) {
-                std::memcpy(qkv_.data() + row * packed + column, values,
-                            static_cast<size_t>(columns) * sizeof(float));
-              });
-  clock.add_to(&times_.qkv);
-  append(layer, index, batch);
-  clock.add_to(&times_.append);
+  const int64_t offset = index * batch.layer_stride * size_of(m.dtype);
   PagedAttention a{};
   a.query = query_.data();
-  a.k_cache = static_cast<char*>(batch.k_cache) + index * batch.layer_stride * size;
-  a.v_cache = static_cast<char*>(batch.v_cache) + index * batch.layer_stride * size;
+  a.k_cache = static_cast<char*>(batch.k_cache) + offset;
+  a.v_cache = static_cast<char*>(batch.v_cache) + offset;
   a.out = attended_.data();
   a.dtype = m.dtype;
-  a.query_token_stride = width;
+  a.query_token_stride = m.q_heads * m.head_dim;
   a.query_head_stride = m.head_dim;
   a.k_page_stride = a.v_page_stride = batch.page_stride;
-  a.tokens = tokens;
+  a.tokens = batch.tokens;
   a.q_heads = m.q_heads;
   a.kv_heads = m.kv_heads;
   a.head_dim = m.head_dim;
@@ -187,9 +196,20 @@ void DecoderForward::attention_block(const DecoderLayer& layer, int64_t index, c
   a.softcap = m.softcap;
   a.window = layer.window;
   paged_attention(a);
+}
+
+void DecoderForward::attention_block(const DecoderLayer& layer, int64_t index, const DecoderBatch& batch) {
+  const int64_t tokens = batch.tokens, width = model_.q_heads * model_.head_dim;
+  Clock clock;
+  linear_into(layer.qkv, norm(layer.input_norm, nullptr, tokens), tokens, &layer.out,
+              CopyTo{qkv_.data(), layer.qkv.out});
+  clock.add_to(&times_.qkv);
+  append(layer, index, batch);
+  clock.add_to(&times_.append);
+  attend(layer, index, batch);
   clock.add_to(&times_.attention);
-  Rows attended{isa_, attended_.data(), width * size};
-  if (m.dtype == Dtype::bfloat16 && !Rows::narrow(isa_, m.dtype)) {
+  Rows attended{isa_, attended_.data(), width * size_of(model_.dtype)};
+  if (model_.dtype == Dtype::bfloat16 && !Rows::narrow(isa_, model_.dtype)) {
     for_rows(tokens, width, [&](int64_t i) {  // q, k and v have been used up: their buffer is free again
       math_->widen(reinterpret_cast<const bfloat16*>(attended_.data()) + i * width, width,
                    qkv_.data() + i * width);
@@ -204,9 +224,7 @@ void DecoderForward::mlp_block(const DecoderLayer& layer, int64_t tokens, const 
   Clock clock;
   const Rows input = norm(layer.mlp_norm, nullptr, tokens);
   const int64_t width = model_.intermediate;
-  const bool narrow = Rows::narrow(isa_, model_.dtype);
-  const int64_t stride = row_bytes(width, narrow ? 2 : 4);
-  char* out = reinterpret_cast<char*>(gated_.data());
+  const InputRows out(isa_, model_.dtype, width, &gated_);
   for_each_panel(layer.gate, tokens, &layer.down,
                  [&](int64_t row0, int64_t count, int64_t panel, const NextPanel& next) {
                    alignas(64) float gate[kTileRows * kPanel], up[kTileRows * kPanel];
@@ -214,17 +232,10 @@ void DecoderForward::mlp_block(const DecoderLayer& layer, int64_t tokens, const 
                    linear_tile(layer.up, input, row0, count, panel, next.data(), up);
                    math_->gate(gate, up, count * kPanel, model_.activation, gate);
                    const int64_t column = panel * kPanel, columns = std::min(kPanel, width - column);
-                   for (int64_t i = 0; i < count; ++i) {
-                     char* row = out + (row0 + i) * stride;
-                     if (narrow)
-                       math_->narrow(gate + i * kPanel, columns, reinterpret_cast<bfloat16*>(row) + column);
-                     else
-                       std::memcpy(reinterpret_cast<float*>(row) + column, gate + i * kPanel,
-                                   static_cast<size_t>(columns) * sizeof(float));
-                   }
+                   for (int64_t i = 0; i < count; ++i)
+                     put(*math_, gate + i * kPanel, columns, out.narrow, out.at(row0 + i, column));
                  });
-  const Rows gated{isa_, out, stride};
-  add_product(layer.down, gated, layer.output_norm, tokens, then);
+  add_product(layer.down, out.rows(), layer.output_norm, tokens, then);
   clock.add_to(&times_.mlp);
 }
 
@@ -254,11 +265,7 @@ void DecoderForward::run(const DecoderBatch& batch) {
   }
   Clock clock;
   const Rows last = norm(model_.final_norm, batch.keep, batch.kept);
-  linear_into(model_.head, last, batch.kept, &model_.layers[0].qkv,
-              [&](int64_t row, int64_t column, int64_t columns, const float* values) {
-                std::memcpy(batch.logits + row * model_.vocab + column, values,
-                            static_cast<size_t>(columns) * sizeof(float));
-              });
+  linear_into(model_.head, last, batch.kept, &model_.layers[0].qkv, CopyTo{batch.logits, model_.vocab});
   clock.add_to(&times_.head);
 }
 

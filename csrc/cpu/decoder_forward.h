@@ -112,6 +112,7 @@ class DecoderForward {
   void attention_block(const DecoderLayer& layer, int64_t index, const DecoderBatch& batch);
   void mlp_block(const DecoderLayer& layer, int64_t tokens, const Linear* then);
   void append(const DecoderLayer& layer, int64_t index, const DecoderBatch& batch);
+  void attend(const DecoderLayer& layer, int64_t index, const DecoderBatch& batch);
   void add_product(const Linear& linear, const Rows& input, const float* norm, int64_t tokens,
                    const Linear* then);
 
