@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fastpower.chain import Chain, Run, Sampler
+from fastpower.chain import Chain, Sampler
 from fastpower.outcome import Outcome
-from fastpower.requests import Ticket
 
 
 @dataclass(slots=True)
@@ -49,20 +47,3 @@ class Totals:
         self.rows += rows
         self.tokens += tokens
         self.draws += draws
-
-
-class Live:
-    """A chain under way: its generator, the tickets it waits for, and all that are not resolved."""
-
-    __slots__ = ("awaited", "chain", "job", "many", "missing", "open", "order", "run", "since")
-
-    def __init__(self, order: int, job: Job, chain: Chain, run: Run) -> None:
-        self.order = order
-        self.job = job
-        self.chain = chain
-        self.run = run
-        self.awaited: list[Ticket] = []
-        self.many = False
-        self.missing = 0
-        self.open: set[Ticket] = set()
-        self.since = time.perf_counter()

@@ -13,24 +13,19 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import heapq
 import itertools
 import operator
-import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
-
-import numpy as np
 
 from fastpower.batch import Batch
 from fastpower.chain import Chain
 from fastpower.decoders.base import Decoder, TokenDraws
 from fastpower.errors import CacheFull, InvalidLogits
-from fastpower.jobs import Finished, Job, Live, Totals
+from fastpower.jobs import Finished, Job, Totals
 from fastpower.lanes import Lane, Member
-from fastpower.outcome import Outcome
-from fastpower.requests import Branch, Request, Response, Rollout, Score, Ticket, check
+from fastpower.requests import Branch, Rollout, Score
 from fastpower.residence import Residence
+from fastpower.roster import Live, Roster
 from fastpower.scoring import Scoring, score_together
 
 # Up to so many rows a step costs little more than with one, because it waits for the weights (docs/results.md).
@@ -75,21 +70,19 @@ class Scheduler:
         self.on_step = on_step
         self.residence = Residence(decoder, resume=resume)
         self.totals = Totals()
-        self.live: list[Live] = []
         self.unfinished: list[Finished] = []
+        self._roster = Roster()
         self._lanes: list[Lane] = []
         self._parked: list[Lane] = []
-        self._waiting: list[tuple[int, int, Ticket]] = []  # heap: oldest chain first, then order of asking
-        self._ready: list[Live] = []
-        self._owner: dict[Chain, Live] = {}
         self._open: dict[tuple[int, int], Lane] = {}  # (id of parent, length) → lane that has not drawn yet
         self._counter = itertools.count()
-        self._exponents: tuple[float, ...] = ()
-        self._exponent_array = np.zeros(0, np.float32)
         self._pressed = False  # memory ran out: admit nothing until something is given back
-        self._cancelled = False  # a ticket was cancelled since lanes were last searched for such
-        self._finished: list[Finished] = []
         self._exhausted = False  # no job is left to begin
+
+    @property
+    def live(self) -> list[Live]:
+        """The chains under way."""
+        return self._roster.live
 
     # -- running -----------------------------------------------------------------------------------------------
 
@@ -111,128 +104,54 @@ class Scheduler:
                         self._exhausted, joining = True, False
                     else:
                         self._begin(job)
-                        self._advance()
-                yield from self._take_finished()
+                        self._roster.advance()
+                yield from self._roster.finished()
                 if not self.live:
                     if self._exhausted:
                         return
                     continue
                 self._step()
-                self._advance()
+                self._roster.advance()
                 if self.on_step is not None:
                     self.on_step(self)
-                yield from self._take_finished()
+                yield from self._roster.finished()
         finally:
             self._abandon()
-
-    def _take_finished(self) -> list[Finished]:
-        finished, self._finished = self._finished, []
-        return finished
 
     def _begin(self, job: Job) -> None:
         chain = Chain(job.sampler, self.residence.root(job.prompt), job.seed, job.prompt_id, job.chain)
         chain.eos_ids = self.decoder.eos_ids
         chain.max_length, chain.vocab_size = self.decoder.max_length, self.decoder.vocab_size
-        chain._submit, chain._cancelled, chain._idle_rows = self._submit, self._note_cancelled, self._idle_rows
-        live = Live(next(self._counter), job, chain, job.sampler.run(chain))
-        self.live.append(live)
-        self._owner[chain] = live
-        self._ready.append(live)
-
-    def _advance(self) -> None:
-        """Resume every sampler whose results are in, until all of them wait for decoding."""
-        while self._ready:
-            live = self._ready.pop()
-            error = next((t.error for t in live.awaited if t.error is not None), None)
-            results = [t.result for t in live.awaited]
-            value: Any = results if live.many else (results[0] if results else None)
-            live.awaited = []
-            try:
-                request = live.run.throw(error) if error is not None else live.run.send(value)
-                live.many = isinstance(request, list)
-                items = request if live.many else [request]
-                live.awaited = [r if isinstance(r, Ticket) else self._submit(live.chain, r) for r in items]
-            except StopIteration as stop:
-                self._finish(live, stop.value, None)
-                continue
-            except Exception as failure:
-                self._finish(live, None, failure)
-                continue
-            live.missing = sum(not t.done for t in live.awaited)
-            for ticket in live.awaited:
-                ticket.awaited = True
-            if live.missing == 0:
-                self._ready.append(live)
-
-    def _finish(self, live: Live, outcome: Outcome | None, error: Exception | None) -> None:
-        for ticket in live.open:
-            ticket.cancel()
-        live.open.clear()
-        live.run.close()
-        live.chain.partial = None  # it holds the chain's record, and with it pages, in a cycle
-        self.live.remove(live)
-        del self._owner[live.chain]
-        seconds = time.perf_counter() - live.since
-        self._finished.append(Finished(live.job, live.chain, outcome, error, seconds))
+        chain._idle_rows = self._idle_rows
+        self._roster.begin(job, chain)
 
     def _abandon(self) -> None:
-        done = [finished for finished in self._take_finished() if finished.outcome is not None]
-        partial = [(live, live.chain.partial) for live in self.live]
-        self.unfinished = done + [Finished(live.job, live.chain, now()) for live, now in partial if now is not None]
         for lane in (*self._lanes, *self._parked):
             self.residence.drop(lane)
-        for live in self.live:
-            live.run.close()
-            live.chain.partial = None
-        self._lanes, self._parked, self._waiting, self._ready, self.live = [], [], [], [], []
-        self._owner.clear()
+        self.unfinished = self._roster.abandon()
+        self._lanes, self._parked = [], []
         self._open.clear()
         self.residence.flush()
         self.residence.running = False
 
     # -- requests ----------------------------------------------------------------------------------------------
 
-    def _submit(self, chain: Chain, request: Request) -> Ticket:
-        check(request, chain.max_length)
-        ticket, live = Ticket(request, chain), self._owner[chain]
-        live.open.add(ticket)
-        heapq.heappush(self._waiting, (live.order, next(self._counter), ticket))
-        missing = set(request.exponents) - set(self._exponents)
-        if missing:
-            self._exponents = (*self._exponents, *sorted(missing))
-            self._exponent_array = np.array(self._exponents, np.float32)
-        return ticket
-
-    def _note_cancelled(self) -> None:
-        self._cancelled = True
-
     def _idle_rows(self, tokens: int) -> int:
         """See ``Chain.idle_rows``. Chains about to go on or still to begin come first: each has a row kept for it."""
-        busy = len(self._ready) if self._exhausted else self.max_chains
+        busy = len(self._roster.ready) if self._exhausted else self.max_chains
         spare = min(_CHEAP_ROWS, self.max_rows) - busy
         if spare <= 0 or self._pressed or self._parked or self.lock_step:
             return 0
         self._forget_cancelled()
-        busy += len(self._lanes) + sum(not ticket.cancelled for _, _, ticket in self._waiting)
+        busy += len(self._lanes) + self._roster.waiting()
         spare = min(_CHEAP_ROWS, self.max_rows) - busy
         return max(0, min(spare, self.decoder.stats()["free_tokens"] // tokens - busy)) if spare > 0 else 0
 
     def _forget_cancelled(self) -> None:
-        if self._cancelled:
-            self._cancelled = False
+        if self._roster.cancelled:
+            self._roster.cancelled = False
             self._lanes = [lane for lane in self._lanes if self._prune(lane)]
             self._parked = [lane for lane in self._parked if self._prune(lane)]
-
-    def _resolve(self, ticket: Ticket, result: Response | None, error: Exception | None = None) -> None:
-        if ticket.cancelled:
-            return
-        ticket.result, ticket.error = result, error
-        live = self._owner[ticket.chain]
-        live.open.discard(ticket)
-        if ticket.awaited:
-            live.missing -= 1
-            if live.missing == 0:
-                self._ready.append(live)
 
     def _admit(self) -> None:
         """Turn waiting requests into lanes; parked lanes (they are older work) come back first."""
@@ -244,25 +163,20 @@ class Scheduler:
         if self.lock_step and self._lanes:
             return
         scores: list[Scoring] = []
-        while self._waiting:
-            order, _, ticket = self._waiting[0]
-            if ticket.cancelled:
-                heapq.heappop(self._waiting)
-                continue
+        roster = self._roster
+        while (head := roster.head()) is not None:
+            order, ticket = head
             request = ticket.request
             key = (id(request.parent), request.length)
             lane = self._open.get(key) if self.share_lanes and isinstance(request, Rollout) else None
             if lane is None and len(self._lanes) + len(scores) >= self.max_rows:
                 break
-            heapq.heappop(self._waiting)
+            roster.take()
             if isinstance(request, Score):
-                columns = [self._exponents.index(e) for e in request.exponents]
-                scores.append(Scoring(ticket, request, columns, next(self._counter)))
+                scores.append(Scoring(ticket, request, roster.columns(request), next(self._counter)))
                 continue
-            exponents = None
-            if request.exponents != self._exponents:
-                exponents = [self._exponents.index(e) for e in request.exponents]
-            member = Member(ticket, request, exponents)
+            columns = None if request.exponents == roster.exponents else roster.columns(request)
+            member = Member(ticket, request, columns)
             if lane is not None and lane.alpha == request.alpha:
                 lane.members.append(member)
                 continue
@@ -293,17 +207,17 @@ class Scheduler:
     def _score(self, group: list[Scoring]) -> None:
         """Scores are single forwards of their own, at once: those that wait share one."""
         make_room = functools.partial(self._make_room, 0)
-        results = score_together(group, self.decoder, self.residence, self._exponent_array, make_room)
+        results = score_together(group, self.decoder, self.residence, self._roster.exponent_array, make_room)
         self.totals.scorings += 1
         for scoring, result in zip(group, results, strict=True):
             if isinstance(result, Exception):
-                self._resolve(scoring.ticket, None, result)
+                self._roster.resolve(scoring.ticket, None, result)
                 continue
             counts = scoring.ticket.chain.counts
             counts.forwards += 1
             counts.prefill_tokens += scoring.fed - 1
             self.totals.add(1, scoring.fed, 0)
-            self._resolve(scoring.ticket, result)
+            self._roster.resolve(scoring.ticket, result)
 
     # -- one decode step ---------------------------------------------------------------------------------------
 
@@ -315,7 +229,7 @@ class Scheduler:
         while self._lanes:
             try:
                 batch = Batch(self._lanes[: self.max_rows], self.residence, self.prefill_tokens)
-                out = batch.forward(self.decoder, self._exponent_array)
+                out = batch.forward(self.decoder, self._roster.exponent_array)
                 break
             except CacheFull as full:
                 if self._make_room(1):
@@ -325,7 +239,7 @@ class Scheduler:
                 self._close(lane)
                 self.residence.drop(lane)
                 for member in lane.members:
-                    self._resolve(member.ticket, None, full)
+                    self._roster.resolve(member.ticket, None, full)
                 return
         else:
             return
@@ -380,7 +294,7 @@ class Scheduler:
             )
             self.residence.drop(lane)
             for member in lane.members:
-                self._resolve(member.ticket, None, error)
+                self._roster.resolve(member.ticket, None, error)
             return
         groups, done = lane.advance(out, row, batch.firsts[row], self.decoder.eos_ids)
         if done or len(groups) > 1:
@@ -398,13 +312,13 @@ class Scheduler:
         for member, token in done:  # equal tokens share one branch, so that their next rollouts share a lane
             self._pressed = False
             if member.gave_up:
-                self._resolve(member.ticket, member.suffix(None))
+                self._roster.resolve(member.ticket, member.suffix(None))
                 continue
             branch = branches.get(token)
             if branch is None:
                 tokens = (*lane.tokens, token) if token >= 0 else tuple(lane.tokens)
                 branch = branches[token] = self.residence.branch(lane, tokens)
-            self._resolve(member.ticket, member.suffix(branch))
+            self._roster.resolve(member.ticket, member.suffix(branch))
         if not groups:
             self.residence.drop(lane)
             return
