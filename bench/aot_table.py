@@ -116,7 +116,7 @@ def attention_specs(k):
     module = k["paged_attention"]
     for dtype, pointer in DTYPES.items():
         for D in (64, 80, 96, 128, 256):
-            M, N, num_warps, num_stages = module.tile(getattr(torch, TORCH_NAMES[dtype]), D)
+            M, N, num_warps, num_stages = k["attention_tiles"].tile(getattr(torch, TORCH_NAMES[dtype]), D)
             shape = dict(HG=4, D=D, DP=triton.next_power_of_2(D), SPLIT=module.SPLIT, SEQUENCES=64)
             pointers = dict(query_ptr=pointer, k_cache_ptr=pointer, v_cache_ptr=pointer, page_table_ptr="*i32")
             pointers |= dict(query_starts_ptr="*i32", lengths_ptr="*i32", ancestors_ptr="*i64")

@@ -11,12 +11,8 @@ and a second launch folds the splits together in order, starting from (−inf, 0
 
 A key that a query may not see gets x = −inf and adds exactly 0. So the bits of a query's row depend on its own keys
 alone: what else is in the batch and whether a split was read for one sequence or once for a group that shares its
-pages makes no difference. The sums of a split cost (D + 2) float32 per
-row, under HG / 100 of the K/V bytes they stand for (HG = query heads per K/V head).
-
-A program's tile holds M rows, (query, head) pairs that read the same K/V head: the query heads of a decode step,
-several queries of a prefill chunk, or the queries of all sequences that share a run of pages. M depends on dtype and
-head dimension alone, since another tile would use another matrix instruction, and with it other bits.
+pages makes no difference. The sums of a split cost (D + 2) float32 per row, under HG / 100 of the K/V bytes they stand
+for (HG = query heads per K/V head). A program takes one split for one tile of rows; ``attention_tiles`` cuts them.
 """
 
 import torch
@@ -24,6 +20,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .attention_tiles import locate, shared_end, tile, tile_bound
 from .registers import ALL_REGISTERS
 
 SPLIT = 256
@@ -42,57 +39,6 @@ def tanh(x):
     t = t / (135135.0 + y2 * (62370.0 + y2 * (3150.0 + y2 * 28.0)))
     t = 2.0 * t / (1.0 + t * t)
     return 2.0 * t / (1.0 + t * t)
-
-
-@triton.jit
-def locate(
-    i_tile,
-    query_starts_ptr,
-    group_starts_ptr,
-    count,
-    low,
-    high,
-    IS_GROUP: tl.constexpr,
-    M: tl.constexpr,
-    HG: tl.constexpr,
-    COUNT: tl.constexpr,
-):
-    """(owner, its first query, end of its queries, tile of the owner) of a flat tile index. Owners are sequences, or
-    groups of sequences; each cuts its (query, head) rows in tiles of M. Only queries low … high − 1 count.
-    owner ≥ count for tiles beyond the last."""
-    o = tl.arange(0, COUNT)
-    mask = o < count
-    o_first = o
-    o_end = o + 1
-    if IS_GROUP:
-        o_first = tl.load(group_starts_ptr + o, mask=mask, other=0)
-        o_end = tl.load(group_starts_ptr + o + 1, mask=mask, other=0)
-    b_first = tl.minimum(tl.maximum(tl.load(query_starts_ptr + o_first, mask=mask, other=0), low), high)
-    b_end = tl.minimum(tl.maximum(tl.load(query_starts_ptr + o_end, mask=mask, other=0), low), high)
-    b_tiles = ((b_end - b_first) * HG + M - 1) // M
-    owner = tl.sum((tl.cumsum(b_tiles, axis=0) <= i_tile).to(tl.int32), axis=0)
-    first = tl.sum(tl.where(o == owner, b_first, 0), axis=0)
-    end = tl.sum(tl.where(o == owner, b_end, 0), axis=0)
-    return owner, first, end, i_tile - tl.sum(tl.where(o < owner, b_tiles, 0), axis=0)
-
-
-@triton.jit
-def shared_end(
-    i_sequence,
-    group_starts_ptr,
-    group_pages_ptr,
-    groups,
-    PAGE: tl.constexpr,
-    SPLIT: tl.constexpr,
-    GROUPS: tl.constexpr,
-):
-    """First position of a sequence after the splits that lie wholly in the pages its group shares."""
-    o = tl.arange(0, GROUPS)
-    mask = o < groups
-    b_first = tl.load(group_starts_ptr + o, mask=mask, other=0)
-    b_last = tl.load(group_starts_ptr + o + 1, mask=mask, other=0)
-    b_pages = tl.load(group_pages_ptr + o, mask=mask, other=0)
-    return tl.sum(tl.where((b_first <= i_sequence) & (i_sequence < b_last), b_pages, 0), axis=0) * PAGE // SPLIT * SPLIT
 
 
 @triton.jit
@@ -332,14 +278,6 @@ def fold_kernel(
     tl.store(out_ptr + o_out[:, None] * D + o_d[None, :], (b_o / s[:, None]).to(out_ptr.dtype.element_ty), mask=mask)
 
 
-def tile(dtype, head_dim):
-    """(M, N, num_warps, num_stages): rows and keys of a tile. A function of these two alone, see the module's text;
-    chosen for no spills and at least two programs per multiprocessor."""
-    if dtype == torch.float32:
-        return 16, 16, 8, 2
-    return (16, 32, 4, 2) if head_dim <= 128 else (16, 16, 4, 2)
-
-
 def paged_attention(
     query,
     k_cache,
@@ -380,13 +318,10 @@ def paged_attention(
     shape = dict(HG=HG, D=D, DP=triton.next_power_of_2(D), SPLIT=SPLIT, SEQUENCES=triton.next_power_of_2(sequences))
     flags = dict(WINDOW=window > 0, TREE=ancestors is not None)
 
-    def tiles(owners, count):  # at most this many tiles in all, whatever the counts of queries are on the device
-        return (count * HG + min(owners, count) * (M - 1)) // M
-
     step = queries if splits == 1 else max(1, MAX_PARTIAL_BYTES // (splits * heads * (D + 2) * 4))
     for low in range(0, queries, step):
         count = min(step, queries - low)
-        own_tiles, group_tiles = tiles(sequences, count), tiles(groups, count)
+        own_tiles, group_tiles = (tile_bound(owners, count, HG, M) for owners in (sequences, groups))
         m = s = partial = out
         if splits > 1:
             partial = torch.empty((splits, count, heads, D), dtype=torch.float32, device=query.device)
