@@ -15,7 +15,7 @@ import numpy as np
 
 from fastpower.chain import Chain, Run
 from fastpower.outcome import Outcome
-from fastpower.random import Purpose, derive, uniform
+from fastpower.random import Purpose, derive, select, uniform
 from fastpower.samplers.smc import PowerSMC, population_diagnostics
 from fastpower.target import PowerTarget
 
@@ -61,8 +61,7 @@ def combine(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     log_z = np.array([part["diagnostics"]["log_z"] for part in parts])
     share = np.exp(log_z - np.logaddexp.reduce(log_z))
     key = derive(derive(int(first["seed"]), str(first["prompt_id"]), int(first["chain"])), "island")
-    u = uniform(key, 0, Purpose.SELECT)
-    chosen = min(int(np.searchsorted(np.cumsum(share), u, side="right")), len(parts) - 1)
+    chosen = select(share, uniform(key, 0, Purpose.SELECT))
     totals = {name: sum(part[name] for part in parts) for name in _COSTS}
     if "finished" in first:
         totals["finished"] = max(part["finished"] for part in parts)

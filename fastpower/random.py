@@ -73,3 +73,13 @@ def uniforms(key: int, start: int, count: int, purpose: Purpose) -> NDArray[np.f
     w0, w1, _, _ = philox4x32(np.uint64(key), np.arange(start, start + count, dtype=np.uint64), int(purpose))
     result: NDArray[np.float64] = uniform53(w0, w1)
     return result
+
+
+def select(probabilities: NDArray[np.float64], u: float) -> int:
+    """The index that the uniform ``u`` selects: the first whose running sum exceeds it, or the last after rounding.
+
+    >>> [select(np.array([0.25, 0.0, 0.75]), u) for u in (0.2, 0.25, 0.9)]
+    [0, 2, 2]
+    """
+    index = int(np.searchsorted(np.cumsum(probabilities), u, side="right"))
+    return min(index, len(probabilities) - 1)

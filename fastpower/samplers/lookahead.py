@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from fastpower.chain import Chain, Run
 from fastpower.outcome import Outcome
-from fastpower.random import Purpose
+from fastpower.random import Purpose, select
 from fastpower.record import Record
 from fastpower.requests import Rollout
 from fastpower.samplers.particles import Particles, advance, ancestors, block_ends, effective_size, exponents_of
@@ -66,9 +66,9 @@ class Lookahead:
             values = yield from future_values(chain, kept, self.target, self.rollouts, self.lookahead, step)
             gain = np.array([block_gain(block, start, self.target.alpha) for block in kept])
             share = choose(gain, values, self.jackknife)
-            index = int(np.searchsorted(np.cumsum(share), chain.uniform(Purpose.SELECT, "block", step), side="right"))
-            x = kept[min(index, len(kept) - 1)]
-            trace.append({"position": len(x), "share": float(share[min(index, len(kept) - 1)]), "logp": x.total_logp})
+            chosen = select(share, chain.uniform(Purpose.SELECT, "block", step))
+            x = kept[chosen]
+            trace.append({"position": len(x), "share": float(share[chosen]), "logp": x.total_logp})
         return Outcome(x, trace, exact=False)
 
 

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fastpower.chain import Chain
-from fastpower.random import Purpose
+from fastpower.random import Purpose, select
 from fastpower.record import Record
 from fastpower.requests import Watch
 from fastpower.samplers.move import FallingSum, MoveKernel, book
@@ -91,8 +91,7 @@ def multiple_try(
     total = float(np.logaddexp.reduce(log_w))
     if total == -math.inf:
         return x, -math.inf  # no try can be reached back from: stay
-    u = chain.uniform(Purpose.SELECT, "move", stage, i)
-    chosen = min(int(np.searchsorted(np.cumsum(np.exp(log_w - total)), u, side="right")), tries - 1)
+    chosen = select(np.exp(log_w - total), chain.uniform(Purpose.SELECT, "move", stage, i))
     reference = float(np.logaddexp.reduce(np.append(np.delete(log_w, chosen), 0.0)))
     return candidates[chosen], total - reference
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from fastpower.chain import Chain, Run, together
 from fastpower.outcome import Outcome
-from fastpower.random import Purpose
+from fastpower.random import Purpose, select
 from fastpower.record import Record
 from fastpower.samplers.particles import (
     SCHEMES,
@@ -68,8 +68,7 @@ class PowerSMC:
         runs = yield from together([self.population(chain, "island", island) for island in range(self.islands)])
         log_z = np.array([particles.log_z() for particles in runs])
         share = np.exp(log_z - np.logaddexp.reduce(log_z))
-        u = chain.uniform(Purpose.SELECT, "island")
-        chosen = min(int(np.searchsorted(np.cumsum(share), u, side="right")), self.islands - 1)
+        chosen = select(share, chain.uniform(Purpose.SELECT, "island"))
         particles = runs[chosen]
         record = particles.draw(chain.uniform(Purpose.ANSWER, "island", chosen))
         diagnostics = population_diagnostics(particles, record) | {
