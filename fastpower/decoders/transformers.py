@@ -88,7 +88,7 @@ class TransformersDecoder:
         self._append_kv = resolve("append_kv", backend, layout.device)
         self._attention_kernel = resolve("paged_attention", backend, layout.device)
         self._fused: FusedForward | None = None
-        if accelerate and layout.device.type == "cpu" and pick(backend, layout.device) == "cpu":
+        if accelerate and layout.device.type == "cpu" and pick(backend, "cpu") == "cpu":
             weights = sum(p.nbytes for p in model.parameters() if p.dtype in (torch.float32, torch.bfloat16))
             remedy = "accelerate=False runs on the model's own weights, slower"
             memory.require(weights, f"a packed copy of the weights of {type(model).__name__}", remedy)

@@ -12,6 +12,7 @@ import importlib.util
 import os
 from collections.abc import Callable
 from functools import cache
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ import torch
 from fastpower.errors import BackendUnavailable
 
 BACKENDS = ("reference", "cpu", "triton", "cuda", "flash")  # flash has paged_attention only
+_is_cpu = attrgetter("is_cpu")
 _AUTO = {"cpu": "cpu", "cuda": "triton"}  # torch calls HIP devices "cuda" too
 
 
@@ -63,22 +65,44 @@ def backends() -> dict[str, str | None]:
 def resolve(op: str, backend: str, device: torch.device) -> Callable[..., Any]:
     """The function that runs ``op`` on tensors of ``device``.
 
-    ``backend="auto"`` is FASTPOWER_BACKEND if set, else ``cpu`` for CPU tensors and ``triton`` for CUDA/HIP tensors.
-    Raises ValueError for an unknown name and BackendUnavailable, with the reason, for a backend that cannot run here,
-    cannot take tensors of that device, or lacks the operator.
+    ``backend="auto"`` is FASTPOWER_BACKEND if set (read when first needed), else ``cpu`` for CPU tensors and
+    ``triton`` for CUDA/HIP tensors. Raises ValueError for an unknown name and BackendUnavailable, with the reason, for
+    a backend that cannot run here, cannot take tensors of that device, or lacks the operator.
     """
-    return _resolve(op, pick(backend, device), device.type)
+    return _route(op, backend, device.type)[1]
 
 
-def pick(backend: str, device: torch.device) -> str:
-    """The backend that a call means: ``auto`` resolved by FASTPOWER_BACKEND, then by device. Names are not checked."""
-    if backend == "auto" and "FASTPOWER_BACKEND" in os.environ:  # asked on every call: `get` is three times as slow
-        backend = os.environ["FASTPOWER_BACKEND"] or "auto"
-    return _AUTO.get(device.type, "auto") if backend == "auto" else backend
+def route(op: str, backend: str, tensor: torch.Tensor) -> tuple[str, Callable[..., Any]]:
+    """The backend that a call on ``tensor`` means and its function; see ``resolve``.
+
+    Every call of a façade asks, between two passes over gigabytes: what it touches is out of the caches by then. So
+    no device object, no string is made for a tensor on the CPU, and the environment is not asked again.
+    """
+    return _route(op, backend, "cpu" if tensor.is_cpu else tensor.device.type)
+
+
+def same_device(first: torch.Tensor, *others: torch.Tensor) -> bool:
+    """Whether all are on one device."""
+    if first.is_cpu:
+        return all(map(_is_cpu, others))
+    device = first.device
+    return all(other.device == device for other in others)
+
+
+def pick(backend: str, device: str) -> str:
+    """The backend that a call means on a type of device: FASTPOWER_BACKEND, then the device's own, for ``auto``."""
+    if backend == "auto":
+        backend = os.environ.get("FASTPOWER_BACKEND") or backend
+    return _AUTO.get(device, backend) if backend == "auto" else backend
 
 
 @cache
-def _resolve(op: str, backend: str, device: str) -> Callable[..., Any]:
+def _route(op: str, backend: str, device: str) -> tuple[str, Callable[..., Any]]:
+    backend = pick(backend, device)
+    return backend, _find(op, backend, device)
+
+
+def _find(op: str, backend: str, device: str) -> Callable[..., Any]:
     if backend == "auto":
         raise BackendUnavailable(f"{op}: no backend for {device} tensors; move them to the CPU or a GPU")
     reason = why_not(backend)

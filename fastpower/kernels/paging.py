@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastpower.kernels.arguments import FLOATS, check_tensor
-from fastpower.kernels.dispatch import compiling, pick, register, resolve
+from fastpower.kernels.dispatch import compiling, register, resolve, route, same_device
 
 _I32, _I64 = (torch.int32,), (torch.int64,)
 
@@ -143,10 +143,8 @@ def _append_kv(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slo
     op = "append_kv"
     if not _append_fits(key, value, k_cache, v_cache, slots):
         _check_append(op, key, value, k_cache, v_cache, slots)
-    device = key.device
-    backend = pick(backend, device)
-    run = resolve(op, backend, device)
-    if backend != "cpu" and device.type == "cpu":  # the C++ kernels check values themselves
+    backend, run = route(op, backend, key)
+    if backend != "cpu" and key.is_cpu:  # the C++ kernels check values themselves
         slots = slots.contiguous()
         _native().check_slots(slots.data_ptr(), slots.shape[0], k_cache.shape[0], k_cache.shape[1])
     run(key, value, k_cache, v_cache, slots)
@@ -155,7 +153,7 @@ def _append_kv(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slo
 def _append_fits(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> bool:
     try:
         tokens, heads, dim = key.shape
-        dtype, device, shape = key.dtype, key.device, k_cache.shape
+        dtype, shape = key.dtype, k_cache.shape
         return (
             dtype in FLOATS
             and value.dtype is dtype
@@ -163,9 +161,8 @@ def _append_fits(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, s
             and slots.dtype is torch.int64
             and slots.shape == (tokens,)
             and shape[2:] == (heads, dim)
-            and _caches_fit(k_cache, v_cache, dtype, device)
-            and value.device == device
-            and slots.device == device
+            and _caches_fit(k_cache, v_cache, dtype)
+            and same_device(key, value, k_cache, v_cache, slots)
         )
     except (AttributeError, ValueError):
         return False
@@ -187,9 +184,8 @@ def _copy_pages(k_cache: Tensor, v_cache: Tensor, source: Tensor, target: Tensor
     check_tensor(op, "source", source, _I64, ("C",), device)
     check_tensor(op, "target", target, _I64, source.shape, device)
     check_tensor(op, "tokens", tokens, _I64, source.shape, device)
-    backend = pick(backend, device)
-    run = resolve(op, backend, device)
-    if backend != "cpu" and device.type == "cpu":
+    backend, run = route(op, backend, k_cache)
+    if backend != "cpu" and k_cache.is_cpu:
         source, target, tokens = source.contiguous(), target.contiguous(), tokens.contiguous()
         addresses = source.data_ptr(), target.data_ptr(), tokens.data_ptr()
         _native().check_copies(*addresses, source.shape[0], k_cache.shape[1], k_cache.shape[2])
@@ -216,12 +212,10 @@ def _paged_attention(
     shared = (shared_starts, shared_pages)
     if not _attention_fits(*tensors, scale, window, softcap, *shared, ancestors):
         _check_attention(op, *tensors, scale, window, softcap, *shared, ancestors)
-    device = query.device
-    backend = pick(backend, device)
-    run = resolve(op, backend, device)
+    backend, run = route(op, backend, query)
     groups = None if shared_starts is None else shared
-    if backend != "cpu" and device.type == "cpu":
-        resolve(op, "cpu", device)(*tensors, shared=groups, ancestors=ancestors, check_only=True)
+    if backend != "cpu" and query.is_cpu:
+        resolve(op, "cpu", query.device)(*tensors, shared=groups, ancestors=ancestors, check_only=True)
     options: dict[str, Any] = {"scale": scale, "window": window, "softcap": softcap, "shared": groups}
     result: Tensor = run(*tensors, **options, ancestors=ancestors)
     return result
@@ -245,9 +239,9 @@ def _attention_fits(
         _, q_heads, dim = query.shape
         _, _, kv_heads, cache_dim = k_cache.shape
         sequences, _ = page_table.shape
-        dtype, device = query.dtype, query.device
+        dtype = query.dtype
         return (
-            (shared_starts is shared_pages is None or _groups_fit(shared_starts, shared_pages, device))
+            (shared_starts is shared_pages is None or _groups_fit(shared_starts, shared_pages, query))
             and ancestors is None
             and dtype in FLOATS
             and 0 < dim <= 256
@@ -260,10 +254,8 @@ def _attention_fits(
             and lengths.dtype is torch.int32
             and query_starts.shape == (sequences + 1,)
             and lengths.shape == (sequences,)
-            and _caches_fit(k_cache, v_cache, dtype, device)
-            and page_table.device == device
-            and query_starts.device == device
-            and lengths.device == device
+            and _caches_fit(k_cache, v_cache, dtype)
+            and same_device(query, k_cache, v_cache, page_table, query_starts, lengths)
             and window >= 0
             and math.isfinite(scale)
             and 0 <= softcap < math.inf
@@ -272,14 +264,14 @@ def _attention_fits(
         return False
 
 
-def _groups_fit(starts: Tensor | None, pages: Tensor | None, device: torch.device) -> bool:
+def _groups_fit(starts: Tensor | None, pages: Tensor | None, query: Tensor) -> bool:
     return (
         starts is not None
         and pages is not None
         and starts.dtype is pages.dtype is torch.int32
         and starts.ndim == pages.ndim == 1
         and starts.shape[0] == pages.shape[0] + 1
-        and starts.device == pages.device == device
+        and same_device(query, starts, pages)
     )
 
 
@@ -327,7 +319,7 @@ def _check_attention(
     check_tensor(op, "shared starts", shared_starts, _I32, (shared_pages.shape[0] + 1,), device)
 
 
-def _caches_fit(k_cache: Tensor, v_cache: Tensor, dtype: torch.dtype, device: torch.device) -> bool:
+def _caches_fit(k_cache: Tensor, v_cache: Tensor, dtype: torch.dtype) -> bool:
     _, page_size, heads, dim = k_cache.shape
     strides = (heads * dim, dim, 1)
     return (
@@ -337,8 +329,6 @@ def _caches_fit(k_cache: Tensor, v_cache: Tensor, dtype: torch.dtype, device: to
         and page_size > 0
         and k_cache.stride()[1:] == strides
         and v_cache.stride()[1:] == strides
-        and k_cache.device == device
-        and v_cache.device == device
     )
 
 

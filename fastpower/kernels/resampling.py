@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastpower.kernels.arguments import check_tensor
-from fastpower.kernels.dispatch import compiling, pick, register, resolve
+from fastpower.kernels.dispatch import compiling, register, route
 
 SCHEMES = ("systematic", "stratified", "multinomial", "residual")
 
@@ -54,8 +54,8 @@ def _resample(log_weights: Tensor, uniforms: Tensor, scheme: str, backend: str) 
         raise ValueError(f"{op}: log_weights must hold at least one particle, got shape {tuple(log_weights.shape)}")
     shape = (*log_weights.shape[:-1], 1) if scheme == "systematic" else log_weights.shape
     check_tensor(op, "uniforms", uniforms, float64, shape, log_weights.device)
-    run = resolve(op, backend, log_weights.device)
-    if log_weights.device.type == "cpu" and pick(backend, log_weights.device) != "cpu":
+    backend, run = route(op, backend, log_weights)
+    if backend != "cpu" and log_weights.is_cpu:
         _check(log_weights, "log_weights", "finite or -inf", log_weights < torch.inf)
         _check(uniforms, "uniforms", "in [0, 1)", (uniforms >= 0) & (uniforms < 1))
     index, ess, log_mean = run(log_weights, uniforms, scheme=scheme)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastpower.kernels.arguments import FLOATS, check_tensor
-from fastpower.kernels.dispatch import compiling, pick, register, resolve
+from fastpower.kernels.dispatch import compiling, register, route, same_device
 
 _F32, _I64 = (torch.float32,), (torch.int64,)
 
@@ -101,10 +101,8 @@ def _sample_tokens(
     op = "sample_tokens"
     if not _sample_fits(logits, alpha, exponents, rows, keys, positions, exclude):
         _check_sample(op, logits, alpha, exponents, rows, keys, positions, exclude)
-    device = logits.device
-    backend = pick(backend, device)
-    run = resolve(op, backend, device)
-    if backend != "cpu" and device.type == "cpu":  # the C++ kernels check values themselves
+    backend, run = route(op, backend, logits)
+    if backend != "cpu" and logits.is_cpu:  # the C++ kernels check values themselves
         _check_positive(op, "alpha", alpha)
         _check_positive(op, "exponents", exponents)
         _check_range(op, "rows", rows, 0, logits.shape[0])
@@ -124,9 +122,8 @@ def _score_tokens(
     device = logits.device
     check_tensor(op, "tokens", tokens, _I64, logits.shape[:1], device)
     check_tensor(op, "exponents", exponents, _F32, ("E",), device)
-    backend = pick(backend, device)
-    run = resolve(op, backend, device)
-    if backend != "cpu" and device.type == "cpu":
+    backend, run = route(op, backend, logits)
+    if backend != "cpu" and logits.is_cpu:
         _check_positive(op, "exponents", exponents)
         _check_range(op, "tokens", tokens, 0, logits.shape[1])
     result: tuple[Tensor, Tensor, Tensor, Tensor] = run(logits, tokens, exponents)
@@ -147,7 +144,7 @@ def _sample_fits(
 ) -> bool:
     try:
         batch, vocab = logits.shape
-        draws, device = rows.shape, logits.device
+        draws = rows.shape
         return (
             logits.dtype in FLOATS
             and vocab > 0
@@ -162,14 +159,10 @@ def _sample_fits(
             and len(draws) == 1
             and keys.shape == draws
             and positions.shape == draws
-            and alpha.device == device
-            and exponents.device == device
-            and rows.device == device
-            and keys.device == device
-            and positions.device == device
+            and same_device(logits, alpha, exponents, rows, keys, positions)
             and (
                 exclude is None
-                or (exclude.dtype is torch.int64 and exclude.shape == draws and exclude.device == device)
+                or (exclude.dtype is torch.int64 and exclude.shape == draws and same_device(logits, exclude))
             )
         )
     except (AttributeError, ValueError):

@@ -20,10 +20,10 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def no_cache():
     dispatch.why_not.cache_clear()
-    dispatch._resolve.cache_clear()
+    dispatch._route.cache_clear()
     yield
     dispatch.why_not.cache_clear()
-    dispatch._resolve.cache_clear()
+    dispatch._route.cache_clear()
 
 
 def test_missing_library_is_named_with_the_remedy(tmp_path, monkeypatch, no_cache):

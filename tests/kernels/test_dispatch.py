@@ -11,7 +11,11 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 @pytest.fixture(autouse=True)
 def _no_override(monkeypatch):
+    """Nothing in the environment, nothing remembered of it, before and after."""
     monkeypatch.delenv("FASTPOWER_BACKEND", raising=False)
+    dispatch._route.cache_clear()
+    yield
+    dispatch._route.cache_clear()
 
 
 def test_every_backend_is_live_or_says_why_not():
@@ -47,7 +51,6 @@ def test_missing_operator_is_named():
 def test_gpu_backend_without_gpu_says_what_is_missing(backend, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     dispatch.why_not.cache_clear()
-    dispatch._resolve.cache_clear()
     with pytest.raises(BackendUnavailable, match=f"backend '{backend}' is not available: "):
         dispatch.resolve("sample_tokens", backend, CPU)
 
@@ -62,6 +65,7 @@ def test_auto_is_cpu_for_cpu_tensors():
 
 def test_the_environment_overrides_auto_only(monkeypatch):
     reference, cpu = (dispatch.resolve("sample_tokens", name, CPU) for name in ("reference", "cpu"))
+    dispatch._route.cache_clear()
     monkeypatch.setenv("FASTPOWER_BACKEND", "reference")
     assert dispatch.resolve("sample_tokens", "auto", CPU) is reference
     assert dispatch.resolve("sample_tokens", "cpu", CPU) is cpu
