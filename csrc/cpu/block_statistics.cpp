@@ -19,11 +19,11 @@ namespace fastpower {
 namespace {
 
 constexpr float kInf = std::numeric_limits<float>::infinity();
-// The running maximum before any logit. Not -inf: masked entries minus it are -inf, which counts as 0, not
-// NaN.
+constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+// The reference before any logit. Not -inf: masked entries minus it are -inf, which counts as 0, not NaN.
 constexpr float kLeast = std::numeric_limits<float>::lowest();
 
-// exp(y) for y <= 0: y = n ln 2 + r with n a multiple of 1 / kSteps, exp(y) = 2^n P(r). Adding and
+// exp(y): y = n ln 2 + r with n a multiple of 1 / kSteps, exp(y) = 2^n P(r). Adding and
 // subtracting kRound / kSteps rounds to such a multiple, and n kSteps then stands in the low bits of the sum.
 // n ln 2 needs one fused multiply-subtract only: |n| <= 124 and float32's ln 2 is off by 2e-9. With kSteps =
 // 1, |r| <= ln 2 / 2 and P is a minimax polynomial of degree 6. AVX-512 looks 32 powers 2^{k/32} up in two

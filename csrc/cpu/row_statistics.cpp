@@ -19,8 +19,8 @@ int Logits::block_size(int64_t block) const {
   return static_cast<int>(std::min<int64_t>(kBlock, vocab - block * kBlock));
 }
 
-const void* Logits::block(int64_t row, int64_t block) const {
-  return static_cast<const char*>(data) + (row * stride + block * kBlock) * size_of(dtype);
+const void* Logits::entries(int64_t row, int64_t token) const {
+  return static_cast<const char*>(data) + (row * stride + token) * size_of(dtype);
 }
 
 float Logits::at(int64_t row, int64_t token) const {
@@ -37,13 +37,15 @@ float Logits::at(int64_t row, int64_t token) const {
 }
 
 void block_partial(const Logits& logits, int64_t row, int64_t block, const float* exponents, int64_t count,
-                   double* partial) {
-  const BlockStatistics b = block_kernels(logits.dtype)
-                                .statistics(logits.block(row, block), logits.block_size(block), exponents,
-                                            static_cast<int>(count), partial + 3);
+                   double* partial, int64_t drawn, Quarter* quarters) {
+  const BlockStatistics b =
+      block_kernels(logits.dtype)
+          .statistics(logits.entries(row, block * kBlock), logits.block_size(block), exponents,
+                      static_cast<int>(count), partial + kSums, static_cast<int>(drawn), quarters);
   partial[0] = b.m;
   partial[1] = b.s;
   partial[2] = b.t;
+  partial[3] = b.top;
 }
 
 RowStatistics merge_row(const double* partials, int64_t blocks, int64_t stride, const float* exponents,
@@ -69,16 +71,21 @@ RowStatistics merge_row(const double* partials, int64_t blocks, int64_t stride, 
   const double log_s = std::log(s);
   for (int64_t e = 0; e < count; ++e) {
     const double power = exponents[e];
+    const int64_t reference = reference_of(exponents[e]);
+    double top = -kInf;
+    for (int64_t b = 0; b < blocks; ++b) top = std::max(top, partials[b * stride + reference]);
     double sum = 0;
     for (int64_t b = 0; b < blocks; ++b) {
       const double* part = partials + b * stride;
       if (part[0] == -kInf) continue;
-      const double d = part[0] - m;
-      sum += d == 0 ? part[3 + e] : std::exp(power * d) * part[3 + e];
+      const double d = part[reference] - top;
+      sum += d == 0 ? part[kSums + e] : std::exp(power * d) * part[kSums + e];
     }
-    logz[e] = static_cast<float>(power == 1 ? 0 : std::log(sum) - power * log_s);
+    const double value = std::log(sum) + power * (top - m - log_s);
+    // Rounding must not give a p^e that sums to more (e > 1) or less (e < 1) than p.
+    logz[e] = static_cast<float>(power == 1 ? 0 : power > 1 ? std::min(value, 0.0) : std::max(value, 0.0));
   }
-  return {Status::ok, m, m + log_s, log_s - t / s};
+  return {Status::ok, m, m + log_s, std::max(log_s - t / s, 0.0)};
 }
 
 void check_positive(const char* op, const char* name, const float* values, int64_t n) {

@@ -1,4 +1,4 @@
-// Blocks of a row merged to the statistics of the row. With d = m_b - m, m the maximum over blocks:
+// Blocks of a row merged to the statistics of the row. With d = m_b - m, m the largest reference of a block:
 //
 //   s = sum_b s_b e^d      t = sum_b e^d (t_b + d s_b)      s_e = sum_b s_{e,b} e^{e d}
 //   lse = m + log s        entropy = log s - t / s          logz_e = log s_e - e log s
@@ -23,15 +23,18 @@ struct Logits {
 
   int64_t blocks() const { return (vocab + kBlock - 1) / kBlock; }
   int block_size(int64_t block) const;
-  const void* block(int64_t row, int64_t block) const;
+  const void* entries(int64_t row, int64_t token) const;  // from that token on
   float at(int64_t row, int64_t token) const;
 };
 
-// Statistics of one block: BlockStatistics, then s_e of every exponent.
-inline int64_t partial_size(int64_t exponents) { return 3 + exponents; }
+// Statistics of one block: m, s, t, top, then s_e of every exponent, relative to m or to top.
+constexpr int64_t kSums = 4;
+inline int64_t partial_size(int64_t exponents) { return kSums + exponents; }
+inline int64_t reference_of(float exponent) { return squarings(exponent) < 0 ? 3 : 0; }
 
+// quarters: see BlockKernels; drawn is -1 for none.
 void block_partial(const Logits& logits, int64_t row, int64_t block, const float* exponents, int64_t count,
-                   double* partial);
+                   double* partial, int64_t drawn, Quarter* quarters);
 
 struct RowStatistics {
   Status status;

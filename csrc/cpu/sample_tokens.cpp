@@ -32,38 +32,38 @@ int64_t choose(const T* mass, int64_t n, double target, double running, double* 
   return last;
 }
 
-// e^{alpha (z - m)} of one block, m the largest logit in it.
+// e^{alpha (z - m)} of some entries of a row, m the largest logit among them.
 struct Weights {
-  int64_t block = -1;
-  int n = 0;  // entries, a multiple of kChunk
+  int64_t first = -1;  // the token of weight[0]
+  int n = 0;           // a multiple of kChunk
   double m, total;
   alignas(64) float weight[kBlock];
   double chunk[kBlock / kChunk];
 
-  // The block as it is; `top` is its largest logit, known from its statistics and finite.
-  void compute(const Logits& logits, int64_t row, int64_t b, float top, float alpha) {
-    const int size = logits.block_size(b);
-    begin(b, size, top);
-    block_kernels(logits.dtype).weigh(logits.block(row, b), size, top, alpha, weight, chunk);
+  // A quarter of a block, not fully masked.
+  void compute(const Logits& logits, int64_t row, int64_t token, float alpha) {
+    const BlockKernels& kernels = block_kernels(logits.dtype);
+    const int size = static_cast<int>(std::min<int64_t>(kQuarter, logits.vocab - token));
+    const void* z = logits.entries(row, token);
+    begin(token, size, kernels.largest(z, size));
+    kernels.weigh(z, size, static_cast<float>(m), alpha, weight, chunk);
     for (int c = 0; c < n / kChunk; ++c) total += chunk[c];
   }
 
-  // The block without its entry `without`; m is -inf if nothing is left.
-  void compute_without(const Logits& logits, int64_t row, int64_t b, int64_t without, float alpha) {
-    const int size = logits.block_size(b);
-    block_kernels(logits.dtype).load(logits.block(row, b), size, weight);
+  // A block without its entry `without`; m is -inf if nothing is left.
+  void compute_without(const Logits& logits, int64_t row, int64_t block, int64_t without, float alpha) {
+    const int size = logits.block_size(block);
+    block_kernels(logits.dtype).load(logits.entries(row, block * kBlock), size, weight);
     weight[without] = -std::numeric_limits<float>::infinity();
     const BlockKernels& kernels = block_kernels(Dtype::float32);
-    begin(b, size, -kInf);
-    const float top = kernels.largest(weight, n);
-    if (top == -kInf) return;
-    m = top;
-    kernels.weigh(weight, n, top, alpha, weight, chunk);
+    begin(block * kBlock, size, kernels.largest(weight, size));
+    if (m == -kInf) return;
+    kernels.weigh(weight, n, static_cast<float>(m), alpha, weight, chunk);
     for (int c = 0; c < n / kChunk; ++c) total += chunk[c];
   }
 
-  void begin(int64_t b, int size, double top) {
-    block = b;
+  void begin(int64_t token, int size, double top) {
+    first = token;
     n = (size + kChunk - 1) / kChunk * kChunk;
     m = top;
     total = 0;
@@ -73,13 +73,13 @@ struct Weights {
     double before;
     const int64_t c = choose(chunk, n / kChunk, u * total, 0.0, &before);
     const int64_t i = choose(weight + c * kChunk, kChunk, u * total, before, nullptr);
-    return block * kBlock + c * kChunk + i;
+    return first + c * kChunk + i;
   }
 };
 
 // What the draws of a row work with; kept by every thread, since small rows come by the thousand.
 struct Scratch {
-  Weights whole, rest;  // of a block as it is, of the excluded token's block without it
+  Weights whole, rest;  // of a quarter as it is, of the excluded token's block without it
   std::vector<double> mass, rest_mass;
 };
 
@@ -91,20 +91,24 @@ Scratch& scratch() {
 // All draws of one row.
 class RowDraws {
  public:
-  // mass_index: where s_alpha stands in a block's partial.
+  // mass_index: where s_alpha stands in a block's partial; quarters: those of alpha, kQuarters per block.
   RowDraws(const Logits& logits, int64_t row, float alpha, const double* partials, int64_t partial,
-           int64_t mass_index, double m)
+           int64_t mass_index, const Quarter* quarters)
       : logits_(logits),
         row_(row),
         alpha_(alpha),
         partials_(partials),
         partial_(partial),
         mass_index_(mass_index),
+        reference_(reference_of(alpha)),
+        quarters_(quarters),
         blocks_(logits.blocks()),
         scratch_(scratch()) {
-    scratch_.whole.block = -1;
+    scratch_.whole.first = -1;
     scratch_.mass.resize(blocks_);
     scratch_.rest_mass.resize(blocks_);
+    double m = -kInf;
+    for (int64_t b = 0; b < blocks_; ++b) m = std::max(m, reference(b));
     total_ = weigh_blocks(m, -1, scratch_.mass.data());
   }
 
@@ -118,7 +122,7 @@ class RowDraws {
     rest.compute_without(logits_, row_, home, exclude % kBlock, alpha_);
     double m = rest.m;
     for (int64_t b = 0; b < blocks_; ++b)
-      if (b != home) m = std::max(m, partials_[b * partial_]);
+      if (b != home) m = std::max(m, reference(b));
     if (m == -kInf) return -1;
     const double total = weigh_blocks(m, home, scratch_.rest_mass.data());
     const int64_t block = choose(scratch_.rest_mass.data(), blocks_, u0 * total, 0.0, nullptr);
@@ -126,11 +130,25 @@ class RowDraws {
   }
 
  private:
+  // What the block's masses are relative to.
+  double reference(int64_t block) const { return partials_[block * partial_ + reference_]; }
+
   int64_t from_whole(int64_t block, double u) {
+    double mass[kQuarters], total = 0, before;
+    for (int k = 0; k < kQuarters; ++k) {
+      const Quarter& quarter = quarters_[block * kQuarters + k];
+      mass[k] = relative(quarter.mass, quarter.m - reference(block));
+      total += mass[k];
+    }
+    const int64_t k = choose(mass, kQuarters, u * total, 0.0, &before), first = block * kBlock + k * kQuarter;
     Weights& whole = scratch_.whole;
-    if (whole.block != block)
-      whole.compute(logits_, row_, block, static_cast<float>(partials_[block * partial_]), alpha_);
-    return whole.draw(u);
+    if (whole.first != first) whole.compute(logits_, row_, first, alpha_);
+    return whole.draw((u * total - before) / mass[k]);
+  }
+
+  // A mass relative to a logit that is smaller by d.
+  double relative(double mass, double d) const {
+    return mass == 0 || d == 0 ? mass : mass * std::exp(static_cast<double>(alpha_) * d);
   }
 
   // Block masses relative to m, `home` taken from the rest; returns their sum.
@@ -138,10 +156,8 @@ class RowDraws {
     const Weights& rest = scratch_.rest;
     double total = 0;
     for (int64_t b = 0; b < blocks_; ++b) {
-      const double top = b == home ? rest.m : partials_[b * partial_];
-      const double sum = b == home ? rest.total : partials_[b * partial_ + mass_index_];
-      const double d = top - m;
-      mass[b] = top == -kInf ? 0 : d == 0 ? sum : sum * std::exp(static_cast<double>(alpha_) * d);
+      mass[b] = b == home ? relative(rest.total, rest.m - m)
+                          : relative(partials_[b * partial_ + mass_index_], reference(b) - m);
       total += mass[b];
     }
     return total;
@@ -151,7 +167,9 @@ class RowDraws {
   int64_t row_;
   float alpha_;
   const double* partials_;
-  int64_t partial_, mass_index_, blocks_;
+  int64_t partial_, mass_index_, reference_;
+  const Quarter* quarters_;
+  int64_t blocks_;
   Scratch& scratch_;
   double total_;
 };
@@ -214,11 +232,13 @@ void sample_tokens(const Logits& logits, const float* alpha, const float* expone
     mass[row] = std::find(mine, mine + exponent_count, alpha[row]) - mine;
   }
   std::vector<double> partials(logits.rows * blocks * partial);
+  std::vector<Quarter> quarters(logits.rows * blocks * kQuarters);
 
   const auto block_fn = [&](int64_t row, int64_t b) {
-    const bool alpha_too = mass[row] == exponent_count && grouped.any(row);
+    const bool any = grouped.any(row), alpha_too = any && mass[row] == exponent_count;
+    const int64_t block = row * blocks + b;
     block_partial(logits, row, b, &powers[row * slots], exponent_count + alpha_too,
-                  &partials[(row * blocks + b) * partial]);
+                  &partials[block * partial], any ? mass[row] : -1, &quarters[block * kQuarters]);
   };
   const auto row_fn = [&](int64_t row) {
     const double* mine = &partials[row * blocks * partial];
@@ -235,11 +255,12 @@ void sample_tokens(const Logits& logits, const float* alpha, const float* expone
       }
       return;
     }
-    RowDraws row_draws(logits, row, alpha[row], mine, partial, 3 + mass[row], r.m);
+    RowDraws row_draws(logits, row, alpha[row], mine, partial, kSums + mass[row],
+                       &quarters[row * blocks * kQuarters]);
     for (; first != end; ++first) {
       const int64_t d = *first;
       token[d] = row_draws.draw(static_cast<uint64_t>(keys[d]), positions[d], exclude ? exclude[d] : -1);
-      logp[d] = token[d] < 0 ? kNaNf : static_cast<float>(logits.at(row, token[d]) - r.lse);
+      logp[d] = token[d] < 0 ? kNaNf : static_cast<float>(std::min(logits.at(row, token[d]) - r.lse, 0.0));
       if (token[d] < 0) status[row] |= static_cast<int32_t>(Status::exhausted);
     }
   };
@@ -255,12 +276,13 @@ void score_tokens(const Logits& logits, const int64_t* tokens, const float* expo
   for_rows(
       logits,
       [&](int64_t row, int64_t b) {
-        block_partial(logits, row, b, exponents, exponent_count, &partials[(row * blocks + b) * partial]);
+        block_partial(logits, row, b, exponents, exponent_count, &partials[(row * blocks + b) * partial], -1,
+                      nullptr);
       },
       [&](int64_t row) {
         const RowStatistics r = merge_row(&partials[row * blocks * partial], blocks, partial, exponents,
                                           exponent_count, logz + row * exponent_count);
-        logp[row] = static_cast<float>(logits.at(row, tokens[row]) - r.lse);
+        logp[row] = static_cast<float>(std::min(logits.at(row, tokens[row]) - r.lse, 0.0));
         entropy[row] = static_cast<float>(r.entropy);
         status[row] = static_cast<int32_t>(r.status);
       });

@@ -44,6 +44,9 @@ FASTPOWER_INLINE Vec scale(Vec p, Vec n, Vec shifted, Mask live) {
   const __m256i power = _mm256_slli_epi32(_mm256_castps_si256(shifted), 23);
   return _mm256_and_ps(live, _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), power)));
 }
+FASTPOWER_INLINE bool all_below(Vec a, Vec b) {
+  return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_NLT_UQ)) == 0;
+}
 FASTPOWER_INLINE bool any_above(Vec a, Vec b) {
   return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)) != 0;
 }

@@ -49,11 +49,14 @@ FASTPOWER_INLINE Vec scale(Vec p, Vec n, Vec shifted, Mask live) {
   (void)shifted;
   return _mm512_maskz_scalef_ps(live, p, n);
 }
+// 2^floor(n) p.
+FASTPOWER_INLINE Vec scale(Vec p, Vec n) { return _mm512_scalef_ps(p, n); }
 // 2^{k/32} for the low five bits k of a float.
 FASTPOWER_INLINE Vec lookup(Vec shifted) {
   return _mm512_permutex2var_ps(_mm512_load_ps(kPowers), _mm512_castps_si512(shifted),
                                 _mm512_load_ps(kPowers + 16));
 }
+FASTPOWER_INLINE bool all_below(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_NLT_UQ) == 0; }
 FASTPOWER_INLINE bool any_above(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0; }
 // a b + c where live, else c.
 FASTPOWER_INLINE Vec fma_where(Mask live, Vec a, Vec b, Vec c) {

@@ -75,6 +75,11 @@ inline Vec scale(Vec p, const Vec& n, const Vec& shifted, const Mask& live) {
   }
   return p;
 }
+inline bool all_below(const Vec& a, const Vec& b) {
+  bool below = true;
+  for (int i = 0; i < kWidth; ++i) below &= a.v[i] < b.v[i];
+  return below;
+}
 inline bool any_above(const Vec& a, const Vec& b) {
   bool found = false;
   for (int i = 0; i < kWidth; ++i) found |= a.v[i] > b.v[i];

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 
 VOCABS = (2, 7, 127, 4096, 4097, 49152, 151936)
+EXTREMES = ("rising", "lowest")  # what a reference known from the first logits alone could get wrong
 KINDS = ("model", "normal", "masked_blocks", "one_finite", "huge", "constant", "dominant")
 
 
@@ -43,6 +44,10 @@ def make_logits(kind, rows, vocab, seed=0):
         z = torch.full((rows, vocab), 3.25)
     elif kind == "dominant":
         z[:, vocab // 2] = 40.0
+    elif kind == "rising":
+        z += torch.linspace(-60.0, 60.0, vocab)
+    elif kind == "lowest":  # masked with a finite number, as models do
+        z[torch.rand(rows, vocab, generator=g) < 0.3] = torch.finfo(torch.float32).min
     return z
 
 

@@ -7,7 +7,7 @@ import torch
 
 from fastpower.kernels import Status
 from tests.kernels.backends_live import Way, instruction_sets, sample, score
-from tests.kernels.sampling_inputs import KINDS, VOCABS, make_case, make_logits
+from tests.kernels.sampling_inputs import EXTREMES, KINDS, VOCABS, make_case, make_logits
 
 ATOL = 2e-5  # |error| of logp, logz and entropy against the float64 reference, besides the rounding of the result
 ULP = 2.0**-23
@@ -29,8 +29,9 @@ def assert_same_bits(a, b):
 # Accuracy
 
 
-@pytest.mark.parametrize("vocab", VOCABS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind, vocab", [(kind, vocab) for kind in KINDS for vocab in VOCABS] + [(kind, 12288) for kind in EXTREMES]
+)
 def test_statistics_and_tokens_are_those_of_the_reference(fast, kind, vocab):
     if fast.isa == "portable" and vocab > 50_000:
         pytest.skip("slow, and no other code than at 49152")
@@ -80,6 +81,13 @@ def test_low_precision_rows_give_the_bits_of_the_same_rows_in_float32(way, dtype
     z[1, 5] = -torch.inf
     case = make_case("model", 3, vocab, draws=40, alpha=1.5)
     assert_same_bits(sample(case._replace(logits=z), way), sample(case._replace(logits=z.float()), way))
+
+
+def test_a_row_with_one_finite_logit_is_certain_to_the_last_bit(fast):
+    for vocab in (64, 4096, 9001):
+        case = make_case("one_finite", 5, vocab, draws=9, alpha=4.0, exponents=(1.0, 1.5, 4.0))
+        value = sample(case, fast)
+        assert not value.logp.any() and not value.logz.any() and not value.entropy.any()
 
 
 # Properties
