@@ -21,5 +21,6 @@ void bind_books(pybind11::module_& m);            // bindings_books.cpp
 void bind_paged_copy(pybind11::module_& m);       // bindings_paging.cpp
 void bind_paged_attention(pybind11::module_& m);  // bindings_paging.cpp
 void bind_decoder_forward(pybind11::module_& m);  // bindings_decoder.cpp
+void bind_direct(pybind11::module_& m);           // bindings_direct.cpp
 
 }  // namespace fastpower

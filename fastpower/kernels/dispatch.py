@@ -81,6 +81,21 @@ def route(op: str, backend: str, tensor: torch.Tensor) -> tuple[str, Callable[..
     return _route(op, backend, "cpu" if tensor.is_cpu else tensor.device.type)
 
 
+@cache
+def direct(backend: str) -> Any | None:
+    """``fastpower._C`` if calls with this backend may hand it torch's tensors as they are, else None.
+
+    Its ``direct_*`` functions check the arguments, make the outputs and run, in a fraction of the time that Python
+    needs for the same. Whatever is not the plain good case they leave undone (None; False where there is no result),
+    and the façade goes the long way. They read tensors through DLPack's C exchange API; a torch without it has the
+    long way only.
+    """
+    if pick(backend, "cpu") != "cpu" or why_not("cpu") is not None:
+        return None
+    native = importlib.import_module("fastpower._C")
+    return native if native.use_tensors_of(torch.Tensor) else None
+
+
 def same_device(first: torch.Tensor, *others: torch.Tensor) -> bool:
     """Whether all are on one device."""
     if first.is_cpu:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastpower.kernels.arguments import FLOATS, check_tensor
-from fastpower.kernels.dispatch import compiling, register, resolve, route, same_device
+from fastpower.kernels.dispatch import compiling, direct, register, resolve, route, same_device
 
 _I32, _I64 = (torch.int32,), (torch.int64,)
 
@@ -140,7 +140,9 @@ def paged_attention(
 
 
 def _append_kv(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor, backend: str) -> None:
-    op = "append_kv"
+    op, native = "append_kv", direct(backend)
+    if native is not None and native.direct_append_kv(key, value, k_cache, v_cache, slots):
+        return
     if not _append_fits(key, value, k_cache, v_cache, slots):
         _check_append(op, key, value, k_cache, v_cache, slots)
     backend, run = route(op, backend, key)
@@ -207,9 +209,13 @@ def _paged_attention(
     ancestors: Tensor | None,
     backend: str,
 ) -> Tensor:
-    op = "paged_attention"
+    op, native = "paged_attention", direct(backend)
     tensors = (query, k_cache, v_cache, page_table, query_starts, lengths)
     shared = (shared_starts, shared_pages)
+    if native is not None and ancestors is None:
+        done: Tensor | None = native.direct_paged_attention(*tensors, scale, window, softcap, *shared)
+        if done is not None:
+            return done
     if not _attention_fits(*tensors, scale, window, softcap, *shared, ancestors):
         _check_attention(op, *tensors, scale, window, softcap, *shared, ancestors)
     backend, run = route(op, backend, query)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastpower.kernels.arguments import FLOATS, check_tensor
-from fastpower.kernels.dispatch import compiling, register, route, same_device
+from fastpower.kernels.dispatch import compiling, direct, register, route, same_device
 
 _F32, _I64 = (torch.float32,), (torch.int64,)
 
@@ -98,7 +98,13 @@ def _sample_tokens(
     exclude: Tensor | None,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    op = "sample_tokens"
+    op, native = "sample_tokens", direct(backend)
+    if native is not None:
+        done: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None = native.direct_sample_tokens(
+            logits, alpha, exponents, rows, keys, positions, exclude
+        )
+        if done is not None:
+            return done
     if not _sample_fits(logits, alpha, exponents, rows, keys, positions, exclude):
         _check_sample(op, logits, alpha, exponents, rows, keys, positions, exclude)
     backend, run = route(op, backend, logits)
@@ -117,7 +123,11 @@ def _sample_tokens(
 def _score_tokens(
     logits: Tensor, tokens: Tensor, exponents: Tensor, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    op = "score_tokens"
+    op, native = "score_tokens", direct(backend)
+    if native is not None:
+        done: tuple[Tensor, Tensor, Tensor, Tensor] | None = native.direct_score_tokens(logits, tokens, exponents)
+        if done is not None:
+            return done
     _check_logits(op, logits)
     device = logits.device
     check_tensor(op, "tokens", tokens, _I64, logits.shape[:1], device)

@@ -13,9 +13,14 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 def _no_override(monkeypatch):
     """Nothing in the environment, nothing remembered of it, before and after."""
     monkeypatch.delenv("FASTPOWER_BACKEND", raising=False)
-    dispatch._route.cache_clear()
+    forget()
     yield
+    forget()
+
+
+def forget():
     dispatch._route.cache_clear()
+    dispatch.direct.cache_clear()
 
 
 def test_every_backend_is_live_or_says_why_not():
@@ -65,7 +70,8 @@ def test_auto_is_cpu_for_cpu_tensors():
 
 def test_the_environment_overrides_auto_only(monkeypatch):
     reference, cpu = (dispatch.resolve("sample_tokens", name, CPU) for name in ("reference", "cpu"))
-    dispatch._route.cache_clear()
+    forget()
     monkeypatch.setenv("FASTPOWER_BACKEND", "reference")
+    assert dispatch.direct("auto") is None
     assert dispatch.resolve("sample_tokens", "auto", CPU) is reference
     assert dispatch.resolve("sample_tokens", "cpu", CPU) is cpu

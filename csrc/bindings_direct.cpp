@@ -1,0 +1,177 @@
+// Operators on torch's tensors themselves. In Python a call costs some 30 µs for the checks, addresses and
+// outputs, twice that when a pass over gigabytes has emptied the caches; here a few. Anything that is not the
+// plain good case gives None, and nothing is done: the façade then looks at the arguments one by one, and
+// raises.
+#include <cmath>
+#include <initializer_list>
+
+#include "bindings.h"
+#include "cpu/paged_attention.h"
+#include "cpu/paged_copy.h"
+#include "cpu/sample_tokens.h"
+#include "tensors.h"
+
+namespace py = pybind11;
+
+namespace fastpower {
+namespace {
+
+// Whether all are tensors on the CPU.
+bool see(std::initializer_list<std::pair<View*, py::handle>> all) {
+  for (const auto& [view, object] : all)
+    if (!view->of(object.ptr())) return false;
+  return true;
+}
+
+py::object owned(PyObject* tensor) {
+  if (tensor == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(tensor);
+}
+
+template <class T>
+py::object output(std::initializer_list<int64_t> shape, T** data) {
+  return owned(empty<T>(shape, data));
+}
+
+bool is_logits(const View& z) { return z.ndim() == 2 && z.floats() && z.size(1) > 0 && z.rows_are_dense(); }
+
+Logits logits_of(const View& z) { return {z.data<void>(), z.dtype(), z.size(0), z.size(1), z.stride(0)}; }
+
+py::object direct_sample_tokens(py::handle logits, py::handle alpha, py::handle exponents, py::handle rows,
+                                py::handle keys, py::handle positions, py::handle exclude) {
+  View z, a, e, r, k, p, x;
+  if (!see({{&z, logits}, {&a, alpha}, {&e, exponents}, {&r, rows}, {&k, keys}, {&p, positions}}))
+    return py::none();
+  const bool excluding = !exclude.is_none();
+  if (!is_logits(z) || !a.vector<float>(z.size(0)) || !e.vector<float>() || !r.vector<int64_t>())
+    return py::none();
+  const int64_t batch = z.size(0), count = e.size(0), draws = r.size(0);
+  if (!k.vector<int64_t>(draws) || !p.vector<int64_t>(draws)) return py::none();
+  if (excluding && !(x.of(exclude.ptr()) && x.vector<int64_t>(draws))) return py::none();
+  int64_t* token;
+  float *logp, *logz, *entropy;
+  int32_t* status;
+  py::tuple result =
+      py::make_tuple(output({draws}, &token), output({draws}, &logp), output({batch, count}, &logz),
+                     output({batch}, &entropy), output({batch}, &status));
+  const py::gil_scoped_release release;
+  sample_tokens(logits_of(z), a.data<float>(), e.data<float>(), count, draws, r.data<int64_t>(),
+                k.data<int64_t>(), p.data<int64_t>(), excluding ? x.data<int64_t>() : nullptr, token, logp,
+                logz, entropy, status);
+  return result;
+}
+
+py::object direct_score_tokens(py::handle logits, py::handle tokens, py::handle exponents) {
+  View z, t, e;
+  if (!see({{&z, logits}, {&t, tokens}, {&e, exponents}}) || !is_logits(z) || !t.vector<int64_t>(z.size(0)) ||
+      !e.vector<float>())
+    return py::none();
+  const int64_t batch = z.size(0), count = e.size(0);
+  float *logp, *logz, *entropy;
+  int32_t* status;
+  py::tuple result = py::make_tuple(output({batch}, &logp), output({batch, count}, &logz),
+                                    output({batch}, &entropy), output({batch}, &status));
+  const py::gil_scoped_release release;
+  score_tokens(logits_of(z), t.data<int64_t>(), e.data<float>(), count, logp, logz, entropy, status);
+  return result;
+}
+
+// Two caches (pages, page_size, heads, dim) of the rows' dtype, pages contiguous.
+bool are_caches(const View& k, const View& v, const View& rows) {
+  if (k.ndim() != 4 || v.ndim() != 4 || !k.same_dtype(rows) || !v.same_dtype(rows) || k.size(1) == 0)
+    return false;
+  for (int i = 0; i < 4; ++i)
+    if (k.size(i) != v.size(i)) return false;
+  for (const View* cache : {&k, &v})
+    if (cache->stride(3) != 1 || cache->stride(2) != k.size(3) || cache->stride(1) != k.size(2) * k.size(3))
+      return false;
+  return true;
+}
+
+bool direct_append_kv(py::handle key, py::handle value, py::handle k_cache, py::handle v_cache,
+                      py::handle slots) {
+  View k, v, kc, vc, s;
+  if (!see({{&k, key}, {&v, value}, {&kc, k_cache}, {&vc, v_cache}, {&s, slots}})) return false;
+  if (k.ndim() != 3 || v.ndim() != 3 || !k.floats() || !v.same_dtype(k) || !k.rows_are_dense() ||
+      !v.rows_are_dense() || !are_caches(kc, vc, k) || !s.vector<int64_t>(k.size(0)))
+    return false;
+  for (int i = 0; i < 3; ++i)
+    if (v.size(i) != k.size(i) || (i > 0 && kc.size(i + 1) != k.size(i))) return false;
+  const int64_t size = size_of(k.dtype());
+  const py::gil_scoped_release release;
+  append_kv({k.data<char>(), v.data<char>(), k.stride(0) * size, k.stride(1) * size, v.stride(0) * size,
+             v.stride(1) * size, kc.data<char>(), vc.data<char>(), kc.stride(0) * size, vc.stride(0) * size,
+             kc.size(0), kc.size(1), kc.size(2), kc.size(3) * size, s.data<int64_t>(), s.size(0)});
+  return true;
+}
+
+py::object direct_paged_attention(py::handle query, py::handle k_cache, py::handle v_cache,
+                                  py::handle page_table, py::handle query_starts, py::handle lengths,
+                                  double scale, py::handle window, double softcap, py::handle shared_starts,
+                                  py::handle shared_pages) {
+  View q, k, v, t, s, n, starts, pages;
+  if (!PyLong_CheckExact(window.ptr()) ||
+      !see({{&q, query}, {&k, k_cache}, {&v, v_cache}, {&t, page_table}, {&s, query_starts}, {&n, lengths}}))
+    return py::none();
+  const bool sharing = !shared_starts.is_none() || !shared_pages.is_none();
+  if (sharing && !(starts.of(shared_starts.ptr()) && pages.of(shared_pages.ptr()) &&
+                   pages.vector<int32_t>() && starts.vector<int32_t>(pages.size(0) + 1)))
+    return py::none();
+  if (q.ndim() != 3 || !q.floats() || !q.rows_are_dense() || !are_caches(k, v, q)) return py::none();
+  const int64_t q_heads = q.size(1), dim = q.size(2), kv_heads = k.size(2), sequences = n.size(0);
+  if (dim <= 0 || dim > 256 || dim % 8 || k.size(3) != dim || kv_heads <= 0 || q_heads < kv_heads ||
+      q_heads % kv_heads)
+    return py::none();
+  if (t.ndim() != 2 || !t.holds<int32_t>() || !t.rows_are_dense() || t.size(0) != sequences ||
+      !n.vector<int32_t>() || !s.vector<int32_t>(sequences + 1))
+    return py::none();
+  const int64_t reach = PyLong_AsLongLong(window.ptr());
+  if (reach < 0 || !std::isfinite(scale) || !std::isfinite(softcap) || softcap < 0) {
+    PyErr_Clear();
+    return py::none();
+  }
+  void* out;
+  py::object result = owned(empty_of(q.dtype(), {q.size(0), q_heads, dim}, &out));
+  const PagedAttention a{q.data<void>(),
+                         k.data<void>(),
+                         v.data<void>(),
+                         out,
+                         q.dtype(),
+                         q.stride(0),
+                         q.stride(1),
+                         k.stride(0),
+                         v.stride(0),
+                         q.size(0),
+                         q_heads,
+                         kv_heads,
+                         dim,
+                         k.size(0),
+                         k.size(1),
+                         t.data<int32_t>(),
+                         sequences,
+                         t.size(1),
+                         t.stride(0),
+                         s.data<int32_t>(),
+                         n.data<int32_t>(),
+                         sharing ? starts.data<int32_t>() : nullptr,
+                         sharing ? pages.data<int32_t>() : nullptr,
+                         sharing ? pages.size(0) : 0,
+                         static_cast<float>(scale),
+                         static_cast<float>(softcap),
+                         reach};
+  const py::gil_scoped_release release;
+  paged_attention(a);
+  return result;
+}
+
+}  // namespace
+
+void bind_direct(py::module_& m) {
+  m.def("use_tensors_of", [](py::handle type) { return use_tensors_of(type.ptr()); });
+  m.def("direct_sample_tokens", &direct_sample_tokens);
+  m.def("direct_score_tokens", &direct_score_tokens);
+  m.def("direct_append_kv", &direct_append_kv);
+  m.def("direct_paged_attention", &direct_paged_attention);
+}
+
+}  // namespace fastpower
