@@ -6,10 +6,10 @@
 #include <initializer_list>
 
 #include "bindings.h"
+#include "bindings_tensors.h"
 #include "cpu/paged_attention.h"
 #include "cpu/paged_copy.h"
 #include "cpu/sample_tokens.h"
-#include "tensors.h"
 
 namespace py = pybind11;
 

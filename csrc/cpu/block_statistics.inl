@@ -111,8 +111,9 @@ struct Running {
 
   // The next n <= kQuarter logits, n a multiple of kGroup. False if a sum is NaN or inf even so.
   template <class T>
-  FASTPOWER_INLINE bool take_quarter(const T* z, int n) {
+  FASTPOWER_INLINE bool take_quarter(const T* z, int n, bool first) {
     clear();
+    if (kHopeful && first) m = set(max_lanes(top(z, n < kSpan ? n : kSpan)));
     for (int k = 0; k < n; k += kSpan) {
       const int span = n - k < kSpan ? n - k : kSpan;
       if (!kHopeful) look(z + k, span);
@@ -195,15 +196,14 @@ template <class T, int kSquarings, bool kMasked>
 FASTPOWER_TARGET Sums block_sums_as(const T* z, int n, bool plain, Quarter* quarters) {
   const Lane zero = {set(0), set(0), set(0)};
   Running<kSquarings, kMasked> run = {set(kLeast), zero, zero, zero, zero, zero};
-  if (kHopeful) run.m = set(max_lanes(run.top(z, n < kSpan ? n / kGroup * kGroup : kSpan)));
   for (int i = 0; i < n; i += kQuarter) {
     const int here = n - i < kQuarter ? n - i : kQuarter;
     bool fine;
     if (here % kGroup == 0) {
-      fine = run.take_quarter(z + i, here);
+      fine = run.take_quarter(z + i, here, i == 0);
     } else {  // padded with what contributes 0
       alignas(64) float rest[kQuarter];
-      fine = run.take_quarter(rest, load_padded(z + i, here, rest));
+      fine = run.take_quarter(rest, load_padded(z + i, here, rest), i == 0);
     }
     if (!fine) return {0, kNaN, 0, 0};
     if (!quarters) continue;

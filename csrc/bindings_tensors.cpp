@@ -1,4 +1,4 @@
-#include "tensors.h"
+#include "bindings_tensors.h"
 
 #include <algorithm>
 #include <initializer_list>
