@@ -229,14 +229,13 @@ void weigh(float* p, const int* begin, const int* end, const uint64_t* hidden, i
   for (int r = 0; r < R; ++r) sum[r] = Simd::reduce_add(total[r]);
 }
 
-// Folds one split (a, m, l) of R rows into their states (A, M, L). A row that saw nothing (m = -inf, l = 0)
-// stays as it is; its a is not looked at.
-template <int R>
-void fold(float* const* states, int padded, const float* a, const float* m, const float* l) {
-  static_assert(R <= W);
+// Folds one split (a, m, l) of n <= W rows into their states (A, M, L); the rows' a are `stride` apart. A row
+// that saw nothing (m = -inf, l = 0) stays as it is; its a is not looked at.
+inline __attribute__((always_inline)) void fold_rows(int n, float* const* states, int padded, const float* a,
+                                                     int64_t stride, const float* m, const float* l) {
   alignas(64) float old_factor[W] = {}, new_factor[W] = {}, sum[W] = {}, part[W] = {};
-  float top[R];
-  for (int r = 0; r < R; ++r) {
+  float top[W];
+  for (int r = 0; r < n; ++r) {
     const float M = states[r][padded];
     top[r] = m[r] > M ? m[r] : M;
     old_factor[r] = M == top[r] ? 0.0f : M - top[r];  // also -inf - -inf
@@ -248,16 +247,22 @@ void fold(float* const* states, int padded, const float* a, const float* m, cons
   Simd::store(old_factor, x);
   Simd::store(new_factor, y);
   Simd::store(sum, Simd::fma(Simd::load(part), y, Simd::mul(Simd::load(sum), x)));
-  for (int r = 0; r < R; ++r) {
+  for (int r = 0; r < n; ++r) {
     if (m[r] == -INFINITY && l[r] == 0.0f) continue;
     float* state = states[r];
     const F old_scale = Simd::set(old_factor[r]), new_scale = Simd::set(new_factor[r]);
     for (int d = 0; d < padded; d += W)
-      Simd::store(state + d, Simd::fma(Simd::load(a + r * padded + d), new_scale,
+      Simd::store(state + d, Simd::fma(Simd::load(a + r * stride + d), new_scale,
                                        Simd::mul(Simd::load(state + d), old_scale)));
     state[padded] = top[r];
     state[padded + 1] = sum[r];
   }
+}
+
+template <int R>
+void fold(float* const* states, int padded, const float* a, const float* m, const float* l) {
+  static_assert(R <= W);
+  fold_rows(R, states, padded, a, padded, m, l);
 }
 
 inline void empty_row(float* state, int padded) {

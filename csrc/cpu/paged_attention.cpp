@@ -64,6 +64,7 @@ class Plan {
         position_[t] = a.lengths[s] - (a.query_starts[s + 1] - t);
     rows_per_token_ = a.q_heads / a.kv_heads;
     tile_tokens_ = std::max<int64_t>(1, kTileRows / rows_per_token_);
+    tiles_.reserve(a.sequences + a.groups + ceil_div(a.tokens, tile_tokens_));
     add_shared_tiles();
     add_own_tiles();
     cut();
@@ -77,8 +78,8 @@ class Plan {
     parallel_runs(tasks_.size(), [&](const RunTask& run) {
       kernel.run(call, tasks_[run.task], run.next < 0 ? nullptr : &tasks_[run.next]);
     });
-    parallel_for(folds_.size(), [&](int64_t i) {
-      const Tile& tile = *folds_[i];
+    parallel_runs(folds_.size(), [&](const RunTask& run) {
+      const Tile& tile = *folds_[run.task];
       kernel.fold(call, tile.token, tile.tokens, tile.records);
     });
   }
@@ -149,6 +150,8 @@ class Plan {
     };
     const int64_t own_limit = limit(kTasksPerThread), shared_limit = limit(kSharedPerThread);
     std::vector<int64_t> first_end(a_.tokens, 0);  // of the group that a token is in
+    tasks_.reserve(tiles_.size() * 2);
+    folds_.reserve(tiles_.size());
     for (Tile& tile : tiles_) {
       const int64_t splits = tile.end - tile.begin;
       const int64_t per_task =
@@ -170,15 +173,35 @@ class Plan {
                             /*first=*/!tile.after_shared && begin == tile.begin,
                             /*whole=*/tile.records == 0 && !tile.shared});
     }
-    // Dealt out longest first, so that no thread is left with a long task at the end.
-    std::stable_sort(tasks_.begin(), tasks_.end(), [&](const AttentionTask& x, const AttentionTask& y) {
-      return cost(x.begin, x.end, x.tokens) * (x.head_end - x.head_begin) >
-             cost(y.begin, y.end, y.tokens) * (y.head_end - y.head_begin);
-    });
-    std::vector<AttentionTask> dealt;
-    dealt.reserve(tasks_.size());
-    for (int64_t thread = 0; thread < threads; ++thread)
-      for (size_t i = thread; i < tasks_.size(); i += threads) dealt.push_back(tasks_[i]);
+    deal(threads);
+  }
+
+  int64_t cost(const AttentionTask& t) const {
+    return cost(t.begin, t.end, t.tokens) * (t.head_end - t.head_begin);
+  }
+
+  // Longest first, so that no thread is left with a long task at the end. Of equal ones a thread gets
+  // neighbours: the heads of a tile, the sequences behind it, and then what is folded lie in its own cache.
+  void deal(int64_t threads) {
+    std::stable_sort(tasks_.begin(), tasks_.end(),
+                     [&](const AttentionTask& x, const AttentionTask& y) { return cost(x) > cost(y); });
+    const int64_t tasks = static_cast<int64_t>(tasks_.size());
+    std::vector<int64_t> thread_of(tasks), place(threads + 1);
+    int64_t favoured = 0;  // the next thread to get one more than others
+    for (int64_t first = 0, last; first < tasks; first = last) {
+      for (last = first + 1; last < tasks && cost(tasks_[last]) == cost(tasks_[first]);) ++last;
+      const int64_t rest = (last - first) % threads;
+      int64_t i = first;
+      for (int64_t t = 0; t < threads; ++t) {
+        const bool more = (t - favoured + threads) % threads < rest;
+        for (int64_t n = (last - first) / threads + more; n > 0; --n) thread_of[i++] = t;
+      }
+      favoured = (favoured + rest) % threads;
+    }
+    for (int64_t t : thread_of) ++place[t + 1];
+    for (int64_t t = 0; t < threads; ++t) place[t + 1] += place[t];
+    std::vector<AttentionTask> dealt(tasks);
+    for (int64_t i = 0; i < tasks; ++i) dealt[place[thread_of[i]]++] = tasks_[i];
     tasks_.swap(dealt);
   }
 

@@ -341,13 +341,23 @@ template <class T>
 void fold_heads(const AttentionCall& call, int64_t token, int64_t records) {
   const PagedAttention& a = *call.a;
   const int padded = padded_dim(a.head_dim);
-  for (int64_t h = 0; h < a.q_heads; ++h) {
-    float* state = call.record(token, 0, h);
+  // Many heads at a time: most of this is waiting for records that another core has written.
+  for (int64_t first = 0; first < a.q_heads; first += W) {
+    const int n = static_cast<int>(smaller(W, a.q_heads - first));
+    float* states[W];
+    float m[W], l[W];
+    for (int r = 0; r < n; ++r) states[r] = call.record(token, 0, first + r);
     for (int64_t i = 1; i < records; ++i) {
-      const float* record = call.record(token, i, h);
-      fold<1>(&state, padded, record, record + padded, record + padded + 1);
+      const float* record = call.record(token, i, first);
+      for (int r = 0; r < n; ++r) {
+        m[r] = record[r * call.record_size + padded];
+        l[r] = record[r * call.record_size + padded + 1];
+      }
+      fold_rows(n, states, padded, record, call.record_size, m, l);
     }
-    write_row(state, a.head_dim, padded, static_cast<T*>(a.out) + (token * a.q_heads + h) * a.head_dim);
+    for (int r = 0; r < n; ++r)
+      write_row(states[r], a.head_dim, padded,
+                static_cast<T*>(a.out) + (token * a.q_heads + first + r) * a.head_dim);
   }
 }
 
