@@ -33,6 +33,13 @@ py::object output(std::initializer_list<int64_t> shape, T** data) {
   return owned(empty<T>(shape, data));
 }
 
+// Ends before the result is touched again: reference counts need the interpreter's lock.
+template <class Work>
+void without_gil(const Work& work) {
+  const py::gil_scoped_release release;
+  work();
+}
+
 bool is_logits(const View& z) { return z.ndim() == 2 && z.floats() && z.size(1) > 0 && z.rows_are_dense(); }
 
 Logits logits_of(const View& z) { return {z.data<void>(), z.dtype(), z.size(0), z.size(1), z.stride(0)}; }
@@ -54,10 +61,11 @@ py::object direct_sample_tokens(py::handle logits, py::handle alpha, py::handle 
   py::tuple result =
       py::make_tuple(output({draws}, &token), output({draws}, &logp), output({batch, count}, &logz),
                      output({batch}, &entropy), output({batch}, &status));
-  const py::gil_scoped_release release;
-  sample_tokens(logits_of(z), a.data<float>(), e.data<float>(), count, draws, r.data<int64_t>(),
-                k.data<int64_t>(), p.data<int64_t>(), excluding ? x.data<int64_t>() : nullptr, token, logp,
-                logz, entropy, status);
+  without_gil([&] {
+    sample_tokens(logits_of(z), a.data<float>(), e.data<float>(), count, draws, r.data<int64_t>(),
+                  k.data<int64_t>(), p.data<int64_t>(), excluding ? x.data<int64_t>() : nullptr, token, logp,
+                  logz, entropy, status);
+  });
   return result;
 }
 
@@ -71,8 +79,9 @@ py::object direct_score_tokens(py::handle logits, py::handle tokens, py::handle 
   int32_t* status;
   py::tuple result = py::make_tuple(output({batch}, &logp), output({batch, count}, &logz),
                                     output({batch}, &entropy), output({batch}, &status));
-  const py::gil_scoped_release release;
-  score_tokens(logits_of(z), t.data<int64_t>(), e.data<float>(), count, logp, logz, entropy, status);
+  without_gil([&] {
+    score_tokens(logits_of(z), t.data<int64_t>(), e.data<float>(), count, logp, logz, entropy, status);
+  });
   return result;
 }
 
@@ -159,8 +168,7 @@ py::object direct_paged_attention(py::handle query, py::handle k_cache, py::hand
                          static_cast<float>(scale),
                          static_cast<float>(softcap),
                          reach};
-  const py::gil_scoped_release release;
-  paged_attention(a);
+  without_gil([&] { paged_attention(a); });
   return result;
 }
 

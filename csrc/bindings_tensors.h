@@ -82,8 +82,8 @@ class View {
 // version 1. Called once, with torch.Tensor.
 bool use_tensors_of(PyObject* type);
 
-// A new contiguous tensor on the CPU, its contents undefined; null, with a Python error, if there is none.
-// `like` is one of the dtypes of View.
+// A new contiguous tensor on the CPU, its contents undefined; null, with a Python error, if there is none. T
+// is one of the types that View::holds knows.
 template <class T>
 PyObject* empty(std::initializer_list<int64_t> shape, T** data);
 PyObject* empty_of(Dtype dtype, std::initializer_list<int64_t> shape, void** data);
