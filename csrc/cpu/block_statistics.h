@@ -67,7 +67,8 @@ struct BlockKernels {
   // max z[0..n); a NaN counts as -inf.
   float (*largest)(const void* z, int n);
   // e^{alpha (z - m)} of z[0..n) to weight, padded with 0 to a multiple of kChunk, and the sum of each chunk
-  // of kChunk to sums. m = max z is finite, no NaN; z may be weight.
+  // of kChunk to sums. m is finite; no NaN; alpha (z - m) is at most 80, without AVX-512 at most 0. z may be
+  // weight.
   void (*weigh)(const void* z, int n, float m, float alpha, float* weight, double* sums);
 };
 

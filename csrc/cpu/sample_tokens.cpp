@@ -32,7 +32,7 @@ int64_t choose(const T* mass, int64_t n, double target, double running, double* 
   return last;
 }
 
-// e^{alpha (z - m)} of some entries of a row, m the largest logit among them.
+// e^{alpha (z - m)} of some entries of a row.
 struct Weights {
   int64_t first = -1;  // the token of weight[0]
   int n = 0;           // a multiple of kChunk
@@ -40,14 +40,14 @@ struct Weights {
   alignas(64) float weight[kBlock];
   double chunk[kBlock / kChunk];
 
-  // A quarter of a block, not fully masked.
-  void compute(const Logits& logits, int64_t row, int64_t token, float alpha) {
-    const BlockKernels& kernels = block_kernels(logits.dtype);
+  // A quarter of a block, which has mass relative to `reference`; its logits are at most 4.2 above that.
+  void compute(const Logits& logits, int64_t row, int64_t token, float reference, float alpha) {
     const int size = static_cast<int>(std::min<int64_t>(kQuarter, logits.vocab - token));
     const void* z = logits.entries(row, token);
-    begin(token, size, kernels.largest(z, size));
-    kernels.weigh(z, size, static_cast<float>(m), alpha, weight, chunk);
-    for (int c = 0; c < n / kChunk; ++c) total += chunk[c];
+    const BlockKernels& kernels = block_kernels(logits.dtype);
+    weigh(kernels, z, token, size, reference, alpha);
+    // The mass was summed relative to other references, too; relative to the last one all may count as 0.
+    if (total == 0) weigh(kernels, z, token, size, kernels.largest(z, size), alpha);
   }
 
   // A block without its entry `without`; m is -inf if nothing is left.
@@ -56,17 +56,20 @@ struct Weights {
     block_kernels(logits.dtype).load(logits.entries(row, block * kBlock), size, weight);
     weight[without] = -std::numeric_limits<float>::infinity();
     const BlockKernels& kernels = block_kernels(Dtype::float32);
-    begin(block * kBlock, size, kernels.largest(weight, size));
-    if (m == -kInf) return;
-    kernels.weigh(weight, n, static_cast<float>(m), alpha, weight, chunk);
-    for (int c = 0; c < n / kChunk; ++c) total += chunk[c];
-  }
-
-  void begin(int64_t token, int size, double top) {
-    first = token;
-    n = (size + kChunk - 1) / kChunk * kChunk;
+    const float top = kernels.largest(weight, size);
     m = top;
     total = 0;
+    if (top != -kInf) weigh(kernels, weight, block * kBlock, size, top, alpha);
+  }
+
+  void weigh(const BlockKernels& kernels, const void* z, int64_t token, int size, float reference,
+             float alpha) {
+    kernels.weigh(z, size, reference, alpha, weight, chunk);
+    first = token;
+    n = (size + kChunk - 1) / kChunk * kChunk;
+    m = reference;
+    total = 0;
+    for (int c = 0; c < n / kChunk; ++c) total += chunk[c];
   }
 
   int64_t draw(double u) const {
@@ -142,7 +145,8 @@ class RowDraws {
     }
     const int64_t k = choose(mass, kQuarters, u * total, 0.0, &before), first = block * kBlock + k * kQuarter;
     Weights& whole = scratch_.whole;
-    if (whole.first != first) whole.compute(logits_, row_, first, alpha_);
+    if (whole.first != first)
+      whole.compute(logits_, row_, first, static_cast<float>(quarters_[block * kQuarters + k].m), alpha_);
     return whole.draw((u * total - before) / mass[k]);
   }
 
