@@ -27,16 +27,15 @@ def power_generate(
     exponents = torch.tensor([float(alpha)], device=device)
     mask = kwargs.get("attention_mask")
     mask = torch.ones_like(input_ids) if mask is None else mask
-    cache, feed = kwargs.get("past_key_values"), input_ids
+    caches = ("cache", "past_key_values")  # its name from transformers 5.24 on, and before
+    cache, feed = {name: kwargs[name] for name in caches if kwargs.get(name) is not None}, input_ids
     going = torch.ones(rows, dtype=torch.bool, device=device)
     pad = generation_config.pad_token_id or 0
     statistics = []
     while going.any():
         positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -feed.shape[1] :]
-        out = model(
-            feed, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
-        )
-        cache = out.past_key_values
+        out = model(feed, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1, **cache)
+        cache = {name: out[name] for name in out if name in caches}
         scores = logits_processor(input_ids, out.logits[:, -1].float())
         drawn = sample_tokens(
             scores.contiguous(), alphas, exponents, torch.arange(rows, device=device), keys, mask.sum(1)

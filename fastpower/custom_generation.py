@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import Cache, __version__
 from transformers.utils import ModelOutput
 
 from fastpower.chain import Sampler
@@ -23,8 +24,9 @@ from fastpower.language_model import LanguageModel
 from fastpower.results import Results
 from fastpower.samplers import make_sampler
 
-#: what transformers hands to every decoding loop and a paged one does not need
-_PREPARED = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "cache_position"}
+#: what transformers hands to every decoding loop and a paged one does not need, beside a cache under any name
+#: (``cache`` from 5.24 on, ``past_key_values`` before)
+_PREPARED = {"attention_mask", "position_ids", "use_cache", "logits_to_keep", "cache_position"}
 _STOPS = {"MaxLengthCriteria", "EosTokenCriteria"}
 _OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
 
@@ -83,9 +85,10 @@ def custom_generate(
     with _language_model(model, language_model, generation_config) as ready:
         options: dict[str, Any] = {"seed": seed, "max_rows": max_rows, "progress": progress}
         results = generate(ready, prompts, chosen, fixed_length=True, **options)
-    pad = getattr(generation_config, "_pad_token_tensor", None)
+    stops, pad = _stops(generation_config), generation_config.pad_token_id
     longest = max(len(result.token_ids) for result in results)
-    answers = input_ids.new_full((len(results), longest), 0 if pad is None else int(pad))
+    padding = int(pad) if pad is not None else stops[0] if stops else 0  # what transformers pads with
+    answers = input_ids.new_full((len(results), longest), padding)
     for row, result in enumerate(results):
         answers[row, : len(result.token_ids)] = torch.tensor(result.token_ids, device=input_ids.device)
     sequences = torch.cat([input_ids, answers], dim=1)
@@ -132,12 +135,16 @@ def _refuse(processors: Sequence[Any], stops: Sequence[Any], config: Any, model_
     wanted = [name for name in _OUTPUTS if getattr(config, name, None)]
     if wanted:
         raise ValueError(f"{', '.join(wanted)} cannot be had; log-probabilities per token are in the output's results")
-    unknown = [name for name, value in model_kwargs.items() if name not in _PREPARED and value is not None]
+    given = {name: value for name, value in model_kwargs.items() if name not in _PREPARED and value is not None}
+    caches = {name: value for name, value in given.items() if isinstance(value, Cache)}
+    unknown = sorted(given.keys() - caches.keys())
     if unknown:
-        raise ValueError(f"only token ids can be continued; the model's inputs {unknown} cannot be used")
-    cache = model_kwargs.get("past_key_values")
-    if cache is not None and cache.get_seq_length() > 0:
-        raise ValueError("past_key_values holds tokens already: give the whole prompt as input_ids, without a cache")
+        raise ValueError(
+            f"only token ids can be continued; the model's inputs {unknown} cannot be used (transformers {__version__})"
+        )
+    for name, cache in caches.items():
+        if cache.get_seq_length() > 0:
+            raise ValueError(f"{name} holds tokens already: give the whole prompt as input_ids, without a cache")
 
 
 def _prompts(input_ids: Tensor, model_kwargs: dict[str, Any]) -> list[list[int]]:
@@ -158,11 +165,17 @@ def _language_model(model: Any, given: LanguageModel | None, config: Any) -> Ite
     if given is not None and getattr(given.decoder, "model", None) is not model:
         raise ValueError("language_model was made of another model: use fastpower.load(model)")
     decoder: Any = TransformersDecoder(model) if given is None else given.decoder
-    own, stops = decoder.eos_ids, getattr(config, "_eos_token_tensor", None)
-    decoder.eos_ids = frozenset() if stops is None else frozenset(stops.reshape(-1).tolist())
+    own = decoder.eos_ids
+    decoder.eos_ids = frozenset(_stops(config))
     try:
         yield LanguageModel(decoder) if given is None else given
     finally:
         decoder.eos_ids = own
         if given is None:
             decoder.close()
+
+
+def _stops(config: Any) -> list[int]:
+    """Tokens that end an answer, in the configuration's order: an id, several, or a tensor of them."""
+    stops = config.eos_token_id
+    return [] if stops is None else torch.as_tensor(stops).reshape(-1).tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
 import warnings
 from pathlib import Path
@@ -137,12 +138,31 @@ def test_what_cannot_be_honoured_is_refused(model: Any, wrong: dict[str, Any], m
         model.generate(PROMPT, **{**OPTIONS, **wrong})
 
 
-def test_a_cache_that_holds_tokens_is_refused(model: Any) -> None:
-    cache = transformers.DynamicCache()
-    with torch.inference_mode():
-        model(PROMPT[:, :2], past_key_values=cache)
-    with pytest.raises(ValueError, match="past_key_values holds tokens"):
-        model.generate(PROMPT, past_key_values=cache, **OPTIONS)
+@pytest.mark.parametrize("name", ["past_key_values", "cache", "a_name_to_come"])
+def test_an_empty_cache_is_not_needed_and_one_that_holds_tokens_is_refused_under_any_name(
+    model: Any, name: str
+) -> None:
+    """What a decoding loop is called with; transformers named its cache anew in 5.24."""
+    config = transformers.GenerationConfig(max_length=15, eos_token_id=torch.tensor([2, 9]), pad_token_id=None)
+    options = dict(generation_config=config, block=4, moves=3, seed=5)
+    empty, full = transformers.DynamicCache(), transformers.DynamicCache()
+    full.update(*torch.zeros(2, 1, 2, 3, 24), 0)
+    tokens = fastpower.custom_generate(model, PROMPT, **{name: empty}, **options)
+    assert torch.equal(tokens, model.generate(PROMPT, eos_token_id=[2, 9], **OPTIONS))
+    with pytest.raises(ValueError, match=f"{name} holds tokens"):
+        fastpower.custom_generate(model, PROMPT, **{name: full}, **options)
+    with pytest.raises(
+        ValueError, match=rf"inputs \['{name}'\] cannot be used \(transformers {transformers.__version__}"
+    ):
+        fastpower.custom_generate(model, PROMPT, **{name: torch.zeros(1)}, **options)
+
+
+def test_a_cache_given_to_transformers_own_call_is_refused_if_it_holds_tokens(model: Any) -> None:
+    full = transformers.DynamicCache()
+    full.update(*torch.zeros(2, 1, 2, 2, 24), 0)
+    name = "cache" if "cache" in inspect.signature(type(model).forward).parameters else "past_key_values"
+    with pytest.raises(ValueError, match="cache holds tokens|past_key_values holds tokens"):
+        model.generate(PROMPT, **{name: full}, **OPTIONS)
 
 
 def test_the_function_alone_says_who_calls_it(model: Any) -> None:
