@@ -62,6 +62,6 @@ $(VENV)/dependencies: pyproject.toml $(VENV)/python
 	$(BIN)/pip install --quiet setuptools pybind11 clang-format==$(CLANG_FORMAT)
 	touch $@
 
-$(VENV)/installed: $(VENV)/dependencies setup.py $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h csrc/cpu/*.inl)
+$(VENV)/installed: $(VENV)/dependencies setup.py $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*/*.cpp csrc/*/*/*.h csrc/*/*/*.inl csrc/*/*.inl)
 	$(BIN)/pip install --quiet --no-build-isolation --editable ".[demo,triton,eval,plots,arviz,ray,lm-eval,test,bench,docs]"
 	touch $@

@@ -87,9 +87,9 @@ setup(
     ext_modules=[
         Pybind11Extension(
             "fastpower._C",
-            sorted(glob.glob("csrc/*.cpp") + glob.glob("csrc/cpu/*.cpp")),
+            sorted(glob.glob("csrc/**/*.cpp", recursive=True)),
             include_dirs=["csrc"],
-            depends=sorted(glob.glob("csrc/*.h") + glob.glob("csrc/cpu/*.h") + glob.glob("csrc/cpu/*.inl")),
+            depends=sorted(glob.glob("csrc/**/*.h", recursive=True) + glob.glob("csrc/**/*.inl", recursive=True)),
             cxx_std=17,
             extra_compile_args=compile_args,
             extra_link_args=link_args,

@@ -6,7 +6,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "cpu/paged_attention.h"
+#include "cpu/attention/paged_attention.h"
 
 namespace fastpower {
 namespace {

@@ -19,8 +19,8 @@
 #include <utility>
 #include <vector>
 
-#include "cpu/linear.h"
-#include "cpu/row_math.h"
+#include "cpu/linear/linear.h"
+#include "cpu/sampling/row_math.h"
 
 namespace fastpower {
 

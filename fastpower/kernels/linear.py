@@ -14,7 +14,7 @@ _DTYPES = (torch.float32, torch.bfloat16)
 
 @dataclass(frozen=True, eq=False)
 class PackedLinear:
-    """Weights of ``linear``. The layout of ``panels`` is private to ``csrc/cpu/linear.h``."""
+    """Weights of ``linear``. The layout of ``panels`` is private to ``csrc/cpu/linear/linear.h``."""
 
     panels: torch.Tensor  #: uint8, 64-byte aligned
     bias: torch.Tensor | None  #: (out_features,) float32

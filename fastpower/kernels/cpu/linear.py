@@ -1,4 +1,4 @@
-"""``csrc/cpu/linear.cpp``: panels of 32 output columns, one accumulator per output."""
+"""``csrc/cpu/linear/linear.cpp``: panels of 32 output columns, one accumulator per output."""
 
 from __future__ import annotations
 

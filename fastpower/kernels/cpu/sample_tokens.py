@@ -1,4 +1,4 @@
-"""``sample_tokens`` of ``csrc/cpu/sample_tokens.cpp`` on CPU tensors."""
+"""``sample_tokens`` of ``csrc/cpu/sampling/sample_tokens.cpp`` on CPU tensors."""
 
 from __future__ import annotations
 

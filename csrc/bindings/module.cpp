@@ -1,12 +1,12 @@
 // The Python module. Only the files bindings*.cpp know Python; kernels take raw pointers (as integers) and
 // sizes, and the Python façade checks them.
-#include "bindings.h"
+#include "bindings/module.h"
 
 #include "cpu/bandwidth.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
 #include "cpu/resample.h"
-#include "cpu/sample_tokens.h"
+#include "cpu/sampling/sample_tokens.h"
 
 namespace py = pybind11;
 

@@ -1,4 +1,4 @@
-#include "cpu/sample_tokens.h"
+#include "cpu/sampling/sample_tokens.h"
 
 #include <algorithm>
 #include <atomic>

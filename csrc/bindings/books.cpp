@@ -8,10 +8,10 @@
 #include <string>
 #include <vector>
 
-#include "bindings.h"
-#include "errors.h"
-#include "page_pool.h"
-#include "sequence_table.h"
+#include "bindings/module.h"
+#include "books/errors.h"
+#include "books/page_pool.h"
+#include "books/sequence_table.h"
 
 namespace py = pybind11;
 
@@ -114,7 +114,7 @@ void bind_books(py::module_& m) {
       .def_property_readonly("num_free", &PagePool::num_free);
 
   py::class_<SequenceTable>(m, "SequenceTable",
-                            "Sequences as lists of shared pages; see csrc/sequence_table.h.")
+                            "Sequences as lists of shared pages; see csrc/books/sequence_table.h.")
       .def(py::init<int64_t, int64_t>(), py::arg("num_pages"), py::arg("page_size"))
       .def("add", &SequenceTable::add)
       .def(

@@ -5,12 +5,12 @@
 #include <type_traits>
 
 #include "cpu/dtype.h"
-#include "cpu/paged_attention_task.h"
+#include "cpu/attention/paged_attention_task.h"
 
 namespace fastpower::portable {
 namespace {
-#include "cpu/attention_simd_portable.inl"
+#include "cpu/attention/attention_simd_portable.inl"
 }
-#include "cpu/attention_steps.inl"
-#include "cpu/paged_attention_kernel.inl"
+#include "cpu/attention/attention_steps.inl"
+#include "cpu/attention/paged_attention_kernel.inl"
 }  // namespace fastpower::portable

@@ -9,7 +9,7 @@
 
 #include "cpu/amx_tiles.h"
 #include "cpu/dtype.h"
-#include "cpu/paged_attention_task.h"
+#include "cpu/attention/paged_attention_task.h"
 
 // GCC 12 warns about the deliberately undefined operands inside its own intrinsics.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
@@ -19,11 +19,11 @@
 
 namespace fastpower::amx {
 namespace {
-#include "cpu/attention_simd_avx512.inl"
+#include "cpu/attention/attention_simd_avx512.inl"
 }
-#include "cpu/attention_steps.inl"
-#include "cpu/attention_tiles_amx.inl"
-#include "cpu/paged_attention_kernel.inl"
+#include "cpu/attention/attention_steps.inl"
+#include "cpu/attention/attention_tiles_amx.inl"
+#include "cpu/attention/paged_attention_kernel.inl"
 }  // namespace fastpower::amx
 
 #pragma GCC pop_options

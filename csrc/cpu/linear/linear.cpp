@@ -1,12 +1,12 @@
-#include "cpu/linear.h"
+#include "cpu/linear/linear.h"
 
 #include <algorithm>
 #include <cstring>
 #include <memory>
 
-#include "cpu/linear_kernels.h"
+#include "cpu/linear/linear_kernels.h"
 #include "cpu/parallel.h"
-#include "cpu/row_math.h"
+#include "cpu/sampling/row_math.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>

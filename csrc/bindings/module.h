@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "cpu/linear.h"
+#include "cpu/linear/linear.h"
 
 namespace fastpower {
 

@@ -2,8 +2,8 @@
 #include <algorithm>
 #include <string>
 
-#include "errors.h"
-#include "sequence_table.h"
+#include "books/errors.h"
+#include "books/sequence_table.h"
 
 namespace fastpower {
 namespace {

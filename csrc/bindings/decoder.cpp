@@ -7,7 +7,7 @@
 #include <tuple>
 #include <utility>
 
-#include "bindings.h"
+#include "bindings/module.h"
 #include "cpu/decoder_forward.h"
 
 namespace py = pybind11;

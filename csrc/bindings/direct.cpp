@@ -5,11 +5,11 @@
 #include <cmath>
 #include <initializer_list>
 
-#include "bindings.h"
-#include "bindings_tensors.h"
-#include "cpu/paged_attention.h"
+#include "bindings/module.h"
+#include "bindings/tensors.h"
+#include "cpu/attention/paged_attention.h"
 #include "cpu/paged_copy.h"
-#include "cpu/sample_tokens.h"
+#include "cpu/sampling/sample_tokens.h"
 
 namespace py = pybind11;
 

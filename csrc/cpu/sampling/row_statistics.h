@@ -8,7 +8,7 @@
 
 #include <cstdint>
 
-#include "cpu/block_statistics.h"
+#include "cpu/sampling/block_statistics.h"
 #include "cpu/dtype.h"
 
 namespace fastpower {

@@ -1,9 +1,9 @@
 // Kernels on paged keys and values.
 #include <string>
 
-#include "bindings.h"
+#include "bindings/module.h"
 #include "cpu/dtype.h"
-#include "cpu/paged_attention.h"
+#include "cpu/attention/paged_attention.h"
 #include "cpu/paged_copy.h"
 
 namespace py = pybind11;

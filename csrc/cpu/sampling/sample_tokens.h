@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "cpu/row_statistics.h"
+#include "cpu/sampling/row_statistics.h"
 
 namespace fastpower {
 

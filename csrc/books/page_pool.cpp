@@ -1,9 +1,9 @@
-#include "page_pool.h"
+#include "books/page_pool.h"
 
 #include <limits>
 #include <string>
 
-#include "errors.h"
+#include "books/errors.h"
 
 namespace fastpower {
 

@@ -13,7 +13,7 @@
 #include <utility>
 #include <vector>
 
-#include "page_pool.h"
+#include "books/page_pool.h"
 
 namespace fastpower {
 

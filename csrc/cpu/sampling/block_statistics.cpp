@@ -1,4 +1,4 @@
-#include "cpu/block_statistics.h"
+#include "cpu/sampling/block_statistics.h"
 
 #include <cmath>
 #include <cstring>
@@ -52,7 +52,7 @@ namespace portable {
 #define FASTPOWER_TARGET
 #include "cpu/simd_portable.inl"
 //
-#include "cpu/block_statistics.inl"
+#include "cpu/sampling/block_statistics.inl"
 #undef FASTPOWER_TARGET
 }  // namespace portable
 
@@ -61,7 +61,7 @@ namespace avx2 {
 #define FASTPOWER_TARGET FASTPOWER_AVX2
 #include "cpu/simd_avx2.inl"
 //
-#include "cpu/block_statistics.inl"
+#include "cpu/sampling/block_statistics.inl"
 #undef FASTPOWER_TARGET
 }  // namespace avx2
 
@@ -69,7 +69,7 @@ namespace avx512 {
 #define FASTPOWER_TARGET FASTPOWER_AVX512
 #include "cpu/simd_avx512.inl"
 //
-#include "cpu/block_statistics.inl"
+#include "cpu/sampling/block_statistics.inl"
 #undef FASTPOWER_TARGET
 #undef FASTPOWER_EXP_TABLE
 }  // namespace avx512

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "cpu/paged_attention.h"
+#include "cpu/attention/paged_attention.h"
 
 namespace fastpower {
 

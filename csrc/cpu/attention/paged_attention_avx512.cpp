@@ -8,7 +8,7 @@
 #include <type_traits>
 
 #include "cpu/dtype.h"
-#include "cpu/paged_attention_task.h"
+#include "cpu/attention/paged_attention_task.h"
 
 // GCC 12 warns about the deliberately undefined operands inside its own intrinsics.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
@@ -18,10 +18,10 @@
 
 namespace fastpower::avx512 {
 namespace {
-#include "cpu/attention_simd_avx512.inl"
+#include "cpu/attention/attention_simd_avx512.inl"
 }
-#include "cpu/attention_steps.inl"
-#include "cpu/paged_attention_kernel.inl"
+#include "cpu/attention/attention_steps.inl"
+#include "cpu/attention/paged_attention_kernel.inl"
 }  // namespace fastpower::avx512
 
 #pragma GCC pop_options

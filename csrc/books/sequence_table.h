@@ -15,8 +15,8 @@
 #include <memory>
 #include <vector>
 
-#include "page_pool.h"
-#include "prefix_tree.h"
+#include "books/page_pool.h"
+#include "books/prefix_tree.h"
 
 namespace fastpower {
 

@@ -8,17 +8,17 @@
 #include <type_traits>
 
 #include "cpu/dtype.h"
-#include "cpu/paged_attention_task.h"
+#include "cpu/attention/paged_attention_task.h"
 
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c")
 
 namespace fastpower::avx2 {
 namespace {
-#include "cpu/attention_simd_avx2.inl"
+#include "cpu/attention/attention_simd_avx2.inl"
 }
-#include "cpu/attention_steps.inl"
-#include "cpu/paged_attention_kernel.inl"
+#include "cpu/attention/attention_steps.inl"
+#include "cpu/attention/paged_attention_kernel.inl"
 }  // namespace fastpower::avx2
 
 #pragma GCC pop_options

@@ -1,4 +1,4 @@
-#include "cpu/row_math.h"
+#include "cpu/sampling/row_math.h"
 
 #include <cmath>
 #include <cstring>

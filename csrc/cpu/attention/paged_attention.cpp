@@ -1,4 +1,4 @@
-#include "cpu/paged_attention.h"
+#include "cpu/attention/paged_attention.h"
 
 #include <algorithm>
 #include <memory>
@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "cpu/isa.h"
-#include "cpu/paged_attention_task.h"
+#include "cpu/attention/paged_attention_task.h"
 #include "cpu/parallel.h"
 
 namespace fastpower {

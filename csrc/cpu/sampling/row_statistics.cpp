@@ -1,4 +1,4 @@
-#include "cpu/row_statistics.h"
+#include "cpu/sampling/row_statistics.h"
 
 #include <algorithm>
 #include <cmath>

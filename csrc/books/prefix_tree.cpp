@@ -1,11 +1,11 @@
-#include "prefix_tree.h"
+#include "books/prefix_tree.h"
 
 #include <algorithm>
 #include <functional>
 #include <queue>
 #include <string>
 
-#include "errors.h"
+#include "books/errors.h"
 
 namespace fastpower {
 

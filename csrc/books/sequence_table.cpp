@@ -1,10 +1,10 @@
-#include "sequence_table.h"
+#include "books/sequence_table.h"
 
 #include <algorithm>
 #include <limits>
 #include <string>
 
-#include "errors.h"
+#include "books/errors.h"
 
 namespace fastpower {
 namespace {

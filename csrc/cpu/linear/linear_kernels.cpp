@@ -1,9 +1,9 @@
-#include "cpu/linear_kernels.h"
+#include "cpu/linear/linear_kernels.h"
 
 #include <cstring>
 
 #include "cpu/amx_tiles.h"
-#include "cpu/linear.h"
+#include "cpu/linear/linear.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>

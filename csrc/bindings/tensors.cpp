@@ -1,4 +1,4 @@
-#include "bindings_tensors.h"
+#include "bindings/tensors.h"
 
 #include <algorithm>
 #include <cstdlib>
