@@ -14,7 +14,7 @@ PYTEST_ARGS ?=
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
-	$(BIN)/python -m fastpower.demo
+	$(BIN)/python -m fastpower.commands.demo
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)

@@ -16,11 +16,11 @@ import statistics
 import time
 from collections import defaultdict
 
-import fastpower._C as _C
 import numpy as np
 import torch
 
 from bench.machine import facts, read_bandwidth
+from fastpower import _C
 from fastpower.decoders import Draws, Work
 from fastpower.decoders.transformers import TransformersDecoder
 from fastpower.models import load_model

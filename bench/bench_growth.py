@@ -19,17 +19,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import fastpower._C as _C
 import numpy as np
 import torch
 
 from bench.bench_decode import draws, step_bytes
 from bench.machine import facts, read_bandwidth
-from fastpower import PowerTarget
+from fastpower import _C, PowerTarget
+from fastpower.chains.job import Job
 from fastpower.decoders import Decoder, Work
 from fastpower.decoders.toy import ToyDecoder
 from fastpower.decoders.transformers import TransformersDecoder
-from fastpower.jobs import Job
 from fastpower.models import load_model
 from fastpower.samplers import Plain
 from fastpower.scheduler import Scheduler

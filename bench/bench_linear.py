@@ -14,10 +14,10 @@ import json
 import statistics
 import time
 
-import fastpower._C as _C
 import torch
 
 from bench.machine import facts, read_bandwidth
+from fastpower import _C
 from fastpower.kernels import linear, pack_linear
 
 

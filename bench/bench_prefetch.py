@@ -18,10 +18,10 @@ import time
 import numpy as np
 
 from fastpower import PowerTarget
+from fastpower.chains.job import Job, Totals
 from fastpower.decoders.base import Draws, Work
 from fastpower.decoders.toy import ToyDecoder, random_logits
 from fastpower.decoders.transformers import TransformersDecoder
-from fastpower.jobs import Job, Totals
 from fastpower.models import load_model, prompt_tokens
 from fastpower.samplers import MetropolisHastings
 from fastpower.scheduler import Scheduler

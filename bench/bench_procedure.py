@@ -31,15 +31,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fastpower._C as _C
 import numpy as np
 import torch
 
 from bench.machine import facts
-from fastpower import PowerTarget
+from fastpower import _C, PowerTarget
+from fastpower.chains.job import Job
 from fastpower.decoders import Draws, TokenDraws
 from fastpower.decoders.transformers import TransformersDecoder
-from fastpower.jobs import Job
 from fastpower.models import load_model, prompt_tokens
 from fastpower.samplers import MetropolisHastings
 from fastpower.scheduler import Scheduler

@@ -24,9 +24,9 @@ from typing import Any
 
 from bench.machine import facts
 from fastpower import PowerTarget
-from fastpower.chain import Chain, Run
+from fastpower.chains.chain import Chain, Run
+from fastpower.chains.job import Job
 from fastpower.decoders.toy import ToyDecoder
-from fastpower.jobs import Job
 from fastpower.samplers import BestOfN, MetropolisHastings, Plain
 from fastpower.scheduler import Scheduler
 

@@ -18,14 +18,12 @@ from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
-import fastpower._C as _C
 import torch
 
-import fastpower.cache
 from bench.machine import facts
-from fastpower import PowerTarget
+from fastpower import _C, PowerTarget, kernels
+from fastpower.chains.job import Job
 from fastpower.decoders.transformers import TransformersDecoder
-from fastpower.jobs import Job
 from fastpower.models import load_model, prompt_tokens
 from fastpower.samplers import PowerSMC, particles, smc
 from fastpower.scheduler import Scheduler
@@ -55,11 +53,11 @@ class Stopwatch:
 
 def run(decoder: TransformersDecoder, prompt: list[int], sampler: PowerSMC, seed: int) -> dict[str, Any]:
     watch = Stopwatch()
-    copy = watch.timed(fastpower.cache.kernels.copy_pages, lambda k, v, source, target, tokens, **_: int(tokens.sum()))
+    copy = watch.timed(kernels.copy_pages, lambda k, v, source, target, tokens, **_: int(tokens.sum()))
     with (
         mock.patch.object(smc, "ancestors", watch.timed(smc.ancestors)),
         mock.patch.object(particles.Particles, "resample", watch.timed(particles.Particles.resample)),
-        mock.patch.object(fastpower.cache.kernels, "copy_pages", copy),
+        mock.patch.object(kernels, "copy_pages", copy),
         mock.patch.object(decoder, "fork", watch.timed(decoder.fork)),
     ):
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What every bench's numbers are held against; see ``fastpower.machine``.
+"""What every bench's numbers are held against; see ``fastpower.measure.machine``.
 
 python -m bench.machine
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 
-from fastpower.machine import copy, copy_bandwidth, cpu_name, facts, read, read_bandwidth, seconds
+from fastpower.measure.machine import copy, copy_bandwidth, cpu_name, facts, read, read_bandwidth, seconds
 
 __all__ = ["copy", "copy_bandwidth", "cpu_name", "facts", "read", "read_bandwidth", "seconds"]
 

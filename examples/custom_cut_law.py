@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 import fastpower
-from fastpower.cuts import CutLaw
 from fastpower.decoders.toy import ToyDecoder, random_logits
+from fastpower.samplers.cuts import CutLaw
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from collections import Counter
 from dataclasses import dataclass
 
 import fastpower
+from fastpower.chains.outcome import Outcome
+from fastpower.chains.record import Record
+from fastpower.chains.requests import Rollout
 from fastpower.decoders.toy import ToyDecoder
-from fastpower.outcome import Outcome
 from fastpower.random import Purpose
-from fastpower.record import Record
-from fastpower.requests import Rollout
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ prefill, then one token per sequence and step. Everything it takes from this pac
     sample_tokens     draws from p^alpha and returns log p, log Σ p^alpha and the entropy on the way
 
 Greedy decoding is the limit of large alpha, so "greedy" below is a draw at alpha = 1000. The page tables are Python
-lists; ``fastpower.cache.PagedCache`` keeps such books for real work.
+lists; ``fastpower.decoders.cache.PagedCache`` keeps such books for real work.
 """
 
 import torch

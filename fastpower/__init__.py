@@ -17,13 +17,18 @@ True
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
+
+from fastpower.moved import MovedModules
 
 __version__ = "0.1.0"
 
+sys.meta_path.append(MovedModules)  # asked last: import paths of earlier versions
+
 if TYPE_CHECKING:
-    from fastpower.custom_generation import custom_generate
     from fastpower.generation import generate, stream
+    from fastpower.integrations.transformers import custom_generate
     from fastpower.language_model import LanguageModel, load
     from fastpower.results import Result, Results
     from fastpower.samplers import LowTemperature, MetropolisHastings, Plain, make_sampler
@@ -38,7 +43,7 @@ _HOME = {
     "PowerTarget": "target",
     "Result": "results",
     "Results": "results",
-    "custom_generate": "custom_generation",
+    "custom_generate": "integrations.transformers",
     "generate": "generation",
     "load": "language_model",
     "make_sampler": "samplers",

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from fastpower.chain import Sampler
+from fastpower.chains.chain import Sampler
+from fastpower.chains.job import Job
 from fastpower.errors import Interrupted, PromptTooLong
-from fastpower.jobs import Job
 from fastpower.language_model import LanguageModel, Prompt, load
 from fastpower.progress import Progress
 from fastpower.results import Result, Results

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-from fastpower.jobs import Finished, Job
+from fastpower.chains.job import Finished, Job
 
 if TYPE_CHECKING:
     from fastpower.scheduler import Scheduler

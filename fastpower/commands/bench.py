@@ -12,7 +12,7 @@ from fastpower.commands.configuration import add_config
 from fastpower.commands.options import add_model_arguments, add_sampler_arguments, load_from
 
 if TYPE_CHECKING:
-    from fastpower.throughput import DecodeRate, SamplerRate
+    from fastpower.measure.throughput import DecodeRate, SamplerRate
 
 EPILOG = """\
 examples:
@@ -64,8 +64,8 @@ def run(args: argparse.Namespace) -> int:
     samplers = {m.label: m.sampler(args.alpha, args.max_new_tokens, shared) for m in methods}
 
     from fastpower.evaluate.tasks import load_task
-    from fastpower.machine import device_bandwidth, facts
-    from fastpower.throughput import decode_rate, sampler_rate
+    from fastpower.measure.machine import device_bandwidth, facts
+    from fastpower.measure.throughput import decode_rate, sampler_rate
 
     def say(text: str) -> None:
         if not args.quiet:
@@ -119,7 +119,7 @@ def show(machine: dict[str, Any], setting: dict[str, Any], rates: list[DecodeRat
     from rich.console import Console
     from rich.table import Table
 
-    from fastpower.memory import gib
+    from fastpower.models.memory import gib
 
     def number(value: float | None, form: str) -> str:
         return "–" if value is None else format(value, form)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fastpower.evaluate.suggestions import unknown
+from fastpower.suggestions import unknown
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:

@@ -117,7 +117,7 @@ def engine_from(args: argparse.Namespace) -> Engine:
     from fastpower.evaluate.items import local_engine
 
     if args.engine == "ray":
-        from fastpower.distributed import ray_engine
+        from fastpower.integrations.ray import ray_engine
 
         # the workers' own share of the cores decides their threads
         load = functools.partial(load_from, argparse.Namespace(**{**vars(args), "run": None, "threads": None}))
@@ -147,9 +147,9 @@ class Talker:
 def show(path: str | Path, *, as_json: bool, skip_bad_lines: bool = False) -> int:
     """Print the table of a run and write its report."""
     from fastpower.evaluate.report import write_report
+    from fastpower.evaluate.report.table import render
     from fastpower.evaluate.runs import read_config, read_records
     from fastpower.evaluate.summary import summarise
-    from fastpower.evaluate.table import render
 
     config = read_config(path)["config"]
     records = read_records(path, timings=True, skip_bad_lines=skip_bad_lines)

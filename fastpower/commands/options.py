@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fastpower.chain import Sampler
+    from fastpower.chains.chain import Sampler
     from fastpower.language_model import LanguageModel
 
 

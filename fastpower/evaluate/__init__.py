@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastpower.evaluate.graders import Grade
+from fastpower.evaluate.grading.graders import Grade
 from fastpower.evaluate.rows import BadLine, read_rows
 from fastpower.evaluate.runs import Run
 from fastpower.evaluate.tasks import Problem, Task, load_task, task_names

@@ -15,7 +15,7 @@ from fastpower.evaluate.runs import Run, check_writable, read_records
 from fastpower.evaluate.tasks import Problem, Task
 
 if TYPE_CHECKING:
-    from fastpower.chain import Sampler
+    from fastpower.chains.chain import Sampler
 
 Record = dict[str, Any]
 

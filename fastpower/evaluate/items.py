@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from fastpower.errors import PromptTooLong
 
 if TYPE_CHECKING:
-    from fastpower.chain import Sampler
-    from fastpower.jobs import Job
+    from fastpower.chains.chain import Sampler
+    from fastpower.chains.job import Job
     from fastpower.language_model import LanguageModel
     from fastpower.scheduler import Scheduler
 
@@ -43,8 +43,8 @@ def uses_chat(model: LanguageModel) -> bool:
 
 def job_of(model: LanguageModel, item: Item) -> Job:
     """The scheduler's job for an item. Raises PromptTooLong; ValueError for a model without end-of-sequence token."""
+    from fastpower.chains.job import Job
     from fastpower.generation import require_end
-    from fastpower.jobs import Job
 
     require_end(model, item.sampler.target.horizon)
     tokens = model.tokens(item.question if uses_chat(model) else item.raw_prompt)

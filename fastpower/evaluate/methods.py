@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from fastpower.evaluate.suggestions import unknown
+from fastpower.suggestions import unknown
 
 if TYPE_CHECKING:
-    from fastpower.chain import Sampler
+    from fastpower.chains.chain import Sampler
 
 _SPEC = re.compile(r"([A-Za-z_][\w-]*)\s*(?:\((.*)\))?", re.DOTALL)
 

@@ -90,7 +90,7 @@ def majority_vote(records: Iterable[Record]) -> Estimate:
     *Not* a property of one answer: label it. Answers are grouped by their normalised text; ties go to the answer that
     came first by chain. A problem without any answer counts as wrong.
     """
-    from fastpower.evaluate.equivalence import normalise
+    from fastpower.evaluate.grading.equivalence import normalise
 
     values = []
     for group in by_problem(records).values():

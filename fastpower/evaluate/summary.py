@@ -20,7 +20,7 @@ from fastpower.evaluate.statistics import (
     paired_bootstrap,
     pass_at_k_of,
 )
-from fastpower.evaluate.traces import particles_of
+from fastpower.results.traces import particles_of
 
 
 @dataclass(frozen=True)

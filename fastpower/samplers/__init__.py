@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 from typing import Any
 
-from fastpower.chain import Sampler
+from fastpower.chains.chain import Sampler
 from fastpower.samplers.baselines import BestOfN, LowTemperature, Plain
 from fastpower.samplers.egps import EntropyGuided
 from fastpower.samplers.lookahead import AuxiliaryParticles, Lookahead

@@ -6,10 +6,10 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from fastpower.chain import Chain, Run
-from fastpower.outcome import Outcome
-from fastpower.record import Record
-from fastpower.requests import Rollout
+from fastpower.chains.chain import Chain, Run
+from fastpower.chains.outcome import Outcome
+from fastpower.chains.record import Record
+from fastpower.chains.requests import Rollout
 from fastpower.target import PowerTarget
 
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from fastpower.chain import Chain
-from fastpower.cuts import CutLaw, EntropyThresholdCut
-from fastpower.outcome import Outcome
-from fastpower.record import Record
+from fastpower.chains.chain import Chain
+from fastpower.chains.outcome import Outcome
+from fastpower.chains.record import Record
+from fastpower.samplers.cuts import CutLaw, EntropyThresholdCut
 from fastpower.samplers.multiple_try import MultipleTry
 from fastpower.samplers.staged import Trace
 

@@ -17,11 +17,11 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fastpower.chain import Chain, Run
-from fastpower.outcome import Outcome
+from fastpower.chains.chain import Chain, Run
+from fastpower.chains.outcome import Outcome
+from fastpower.chains.record import Record
+from fastpower.chains.requests import Rollout
 from fastpower.random import Purpose, select
-from fastpower.record import Record
-from fastpower.requests import Rollout
 from fastpower.samplers.particles import Particles, advance, ancestors, block_ends, effective_size, exponents_of
 from fastpower.samplers.smc import check_population, population_diagnostics
 from fastpower.samplers.staged import Trace

@@ -13,11 +13,11 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from fastpower.chain import Chain
-from fastpower.cuts import CutLaw, EntropyJumpCut
-from fastpower.outcome import Outcome
+from fastpower.chains.chain import Chain
+from fastpower.chains.outcome import Outcome
+from fastpower.chains.record import Record
 from fastpower.random import Purpose
-from fastpower.record import Record
+from fastpower.samplers.cuts import CutLaw, EntropyJumpCut
 from fastpower.samplers.move import Move, MoveKernel
 from fastpower.samplers.staged import Refine, Staged, Trace, event
 from fastpower.samplers.window import WindowKernel

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastpower.chain import Chain
-from fastpower.cuts import Bound, CutLaw
-from fastpower.proposal import Redraw, redraw
+from fastpower.chains.chain import Chain
+from fastpower.chains.record import Record
+from fastpower.chains.requests import Suffix, Ticket
 from fastpower.random import Purpose
-from fastpower.record import Record
-from fastpower.requests import Suffix, Ticket
+from fastpower.samplers.cuts import Bound, CutLaw
+from fastpower.samplers.proposal import Redraw, redraw
 
 Array = NDArray[np.float64]
 Proposed = Generator[Any, Any, tuple[Record | None, float]]

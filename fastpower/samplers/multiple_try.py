@@ -20,10 +20,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fastpower.chain import Chain
+from fastpower.chains.chain import Chain
+from fastpower.chains.record import Record
+from fastpower.chains.requests import Watch
 from fastpower.random import Purpose, select
-from fastpower.record import Record
-from fastpower.requests import Watch
 from fastpower.samplers.move import FallingSum, MoveKernel, book
 from fastpower.samplers.staged import Refine, Staged, Trace, event
 

@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastpower.chain import Chain
+from fastpower.chains.chain import Chain
+from fastpower.chains.record import Record
+from fastpower.chains.requests import Rollout, Suffix
 from fastpower.kernels import resample
 from fastpower.random import Purpose, uniforms
-from fastpower.record import Record
-from fastpower.requests import Rollout, Suffix
 from fastpower.target import PowerTarget
 
 Array = NDArray[np.float64]

@@ -14,10 +14,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fastpower.chain import Chain, Run, together
-from fastpower.outcome import Outcome
+from fastpower.chains.chain import Chain, Run, together
+from fastpower.chains.outcome import Outcome
+from fastpower.chains.record import Record
 from fastpower.random import Purpose, select
-from fastpower.record import Record
 from fastpower.samplers.particles import (
     SCHEMES,
     Particles,

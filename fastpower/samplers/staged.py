@@ -11,11 +11,11 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastpower.chain import Chain, Run
-from fastpower.cuts import CutLaw, UniformCut
-from fastpower.outcome import Outcome
-from fastpower.record import Record
-from fastpower.requests import Rollout
+from fastpower.chains.chain import Chain, Run
+from fastpower.chains.outcome import Outcome
+from fastpower.chains.record import Record
+from fastpower.chains.requests import Rollout
+from fastpower.samplers.cuts import CutLaw, UniformCut
 from fastpower.target import PowerTarget
 
 Trace = list[dict[str, Any]]

@@ -14,12 +14,12 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from fastpower.chain import Chain, Run
-from fastpower.cuts import CutLaw, UniformCut
-from fastpower.outcome import Outcome
+from fastpower.chains.chain import Chain, Run
+from fastpower.chains.outcome import Outcome
+from fastpower.chains.record import Record
+from fastpower.chains.requests import Rollout
 from fastpower.random import Purpose
-from fastpower.record import Record
-from fastpower.requests import Rollout
+from fastpower.samplers.cuts import CutLaw, UniformCut
 from fastpower.samplers.move import MoveKernel
 from fastpower.samplers.staged import Trace, event
 from fastpower.target import PowerTarget

@@ -15,12 +15,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from fastpower.chain import Chain
-from fastpower.cuts import Bound
-from fastpower.proposal import Redraw, redraw
-from fastpower.record import Record
-from fastpower.requests import Score
+from fastpower.chains.chain import Chain
+from fastpower.chains.record import Record
+from fastpower.chains.requests import Score
+from fastpower.samplers.cuts import Bound
 from fastpower.samplers.move import Array, FallingSum, Move, MoveKernel, Proposed, book
+from fastpower.samplers.proposal import Redraw, redraw
 
 
 @dataclass(frozen=True, slots=True)

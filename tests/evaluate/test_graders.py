@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from fastpower.evaluate import equivalence
-from fastpower.evaluate.graders import boxed, grade_boxed, grade_choice, grade_number, last_number
+from fastpower.evaluate.grading import equivalence
+from fastpower.evaluate.grading.graders import boxed, grade_boxed, grade_choice, grade_number, last_number
 
 
 @pytest.mark.parametrize(

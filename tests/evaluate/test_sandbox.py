@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fastpower.evaluate import sandbox
-from fastpower.evaluate.sandbox import Outcome, SandboxUnavailable, containment, run_python
+from fastpower.evaluate.sandbox import Outcome, SandboxUnavailable, containment, run_python, sandbox
 
 SLEEP = "import time; time.sleep(60)"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastpower.decoders.toy import ToyDecoder, random_logits
-from fastpower.evaluate.graders import Grade
+from fastpower.evaluate.grading.graders import Grade
 from fastpower.evaluate.tasks import Problem, Task
 from fastpower.language_model import LanguageModel
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 
+from fastpower.chains import Job
+from fastpower.chains.outcome import Outcome
 from fastpower.decoders.toy import ToyDecoder
-from fastpower.outcome import Outcome
-from fastpower.scheduler import Job, Scheduler
+from fastpower.scheduler import Scheduler
 
 PROMPT = (0,)
 

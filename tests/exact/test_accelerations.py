@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 
+from fastpower.chains.job import Job
 from fastpower.decoders.toy import ToyDecoder, random_logits
-from fastpower.jobs import Job
 from fastpower.results import Result
 from fastpower.samplers import (
     AuxiliaryParticles,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from fastpower.chains.job import Job
 from fastpower.decoders.transformers import TransformersDecoder
-from fastpower.jobs import Job
 from fastpower.samplers import MetropolisHastings
 from fastpower.scheduler import Scheduler
 from fastpower.target import PowerTarget

@@ -8,8 +8,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from fastpower.cuts import UniformCut
 from fastpower.samplers import MetropolisHastings
+from fastpower.samplers.cuts import UniformCut
 from fastpower.target import PowerTarget
 
 from .enumeration import Enumeration, finite_law, g_test, toy_models, transition_matrix

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from fastpower.cuts import CutLaw, EntropyJumpCut, UniformCut
+from fastpower.chains.outcome import Outcome
+from fastpower.chains.record import Record
 from fastpower.decoders.base import TokenDraws
 from fastpower.decoders.toy import ToyDecoder
 from fastpower.kernels import sample_tokens
-from fastpower.outcome import Outcome
-from fastpower.proposal import redraw
-from fastpower.record import Record
 from fastpower.samplers import MetropolisHastings, PowerSMC
+from fastpower.samplers.cuts import CutLaw, EntropyJumpCut, UniformCut
 from fastpower.samplers.move import MoveKernel
+from fastpower.samplers.proposal import redraw
 from fastpower.samplers.staged import extend
 from fastpower.target import PowerTarget
 

@@ -9,14 +9,6 @@ import numpy as np
 import pytest
 
 from fastpower import generate
-from fastpower.cuts import (
-    EntropyJumpCut,
-    EntropyQuantileCut,
-    EntropyThresholdCut,
-    FixedHorizonCut,
-    MixtureCut,
-    UniformCut,
-)
 from fastpower.samplers import (
     AuxiliaryParticles,
     BestOfN,
@@ -31,6 +23,14 @@ from fastpower.samplers import (
     ParticleMH,
     Plain,
     PowerSMC,
+)
+from fastpower.samplers.cuts import (
+    EntropyJumpCut,
+    EntropyQuantileCut,
+    EntropyThresholdCut,
+    FixedHorizonCut,
+    MixtureCut,
+    UniformCut,
 )
 from fastpower.target import PowerTarget
 

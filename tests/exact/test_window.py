@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from fastpower.cuts import CutLaw, EntropyJumpCut, EntropyThresholdCut, UniformCut
 from fastpower.samplers import MetropolisHastings
+from fastpower.samplers.cuts import CutLaw, EntropyJumpCut, EntropyThresholdCut, UniformCut
 from fastpower.samplers.window import WindowKernel
 from fastpower.target import PowerTarget
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fastpower import _C
-from tests.books_model import ModelledTable
+from tests.books.books_model import ModelledTable
 
 CALLS = ["add", "fork", "truncate", "free", "reserve", "close", "remember", "match"]
 

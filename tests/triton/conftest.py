@@ -1,5 +1,5 @@
 """Triton kernels under Triton's interpreter. It must be switched on before triton is imported, so these tests run in a
-process of their own: tests/test_triton.py starts it, or
+process of their own: tests/triton/test_ahead_of_time.py starts it, or
 
     TRITON_INTERPRET=1 python -m pytest tests/triton
 """

@@ -4,7 +4,7 @@
 
 The ahead-of-time table compiles signatures that it states itself; this takes them from the launchers' own calls, with
 sizes of 1 turned into constants and addresses divisible by 16. A driver without a device stands in for CUDA's. Prints
-the kernels compiled. Run by tests/test_triton.py in a process of its own.
+the kernels compiled. Run by tests/triton/test_ahead_of_time.py in a process of its own.
 """
 
 import sys

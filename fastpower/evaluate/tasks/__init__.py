@@ -6,13 +6,13 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from fastpower.evaluate.suggestions import unknown
 from fastpower.evaluate.tasks.arithmetic import arithmetic
 from fastpower.evaluate.tasks.base import Problem, Task
 from fastpower.evaluate.tasks.gpqa import gpqa
 from fastpower.evaluate.tasks.humaneval import humaneval
 from fastpower.evaluate.tasks.mathematics import aime, gsm8k, math500, math_mini
 from fastpower.evaluate.tasks.reasoning_gym import reasoning_gym
+from fastpower.suggestions import unknown
 
 __all__ = ["Problem", "Task", "is_procedural", "load_task", "task_names"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastpower.evaluate.graders import Grade, grade_number
+from fastpower.evaluate.grading.graders import Grade, grade_number
 from fastpower.evaluate.tasks.base import Problem, Task
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastpower.evaluate.graders import Grade
+from fastpower.evaluate.grading.graders import Grade
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastpower.evaluate.graders import Grade, grade_choice
+from fastpower.evaluate.grading.graders import Grade, grade_choice
 from fastpower.evaluate.tasks.base import Problem, Task
 from fastpower.evaluate.tasks.sources import first, rows_of
 

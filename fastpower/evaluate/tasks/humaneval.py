@@ -6,7 +6,7 @@ import importlib.util
 import re
 from pathlib import Path
 
-from fastpower.evaluate.graders import Grade
+from fastpower.evaluate.grading.graders import Grade
 from fastpower.evaluate.sandbox import require_sandbox, run_python
 from fastpower.evaluate.tasks.base import Problem, Task
 from fastpower.evaluate.tasks.sources import first, rows_of

@@ -6,7 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from fastpower.evaluate.graders import (
+from fastpower.evaluate.grading.graders import (
     Grade,
     grade_boxed,
     grade_number,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from fastpower.errors import FastpowerError
-from fastpower.evaluate.graders import Grade, boxed, last_number
-from fastpower.evaluate.suggestions import unknown
+from fastpower.evaluate.grading.graders import Grade, boxed, last_number
 from fastpower.evaluate.tasks.base import Problem, Task
+from fastpower.suggestions import unknown
 
 
 def reasoning_gym(dataset: str, size: int = 100, seed: int = 0, **options: Any) -> Task:

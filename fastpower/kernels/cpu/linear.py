@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-import fastpower._C as _C
+from fastpower import _C
 
 if TYPE_CHECKING:
     from fastpower.kernels.linear import PackedLinear

@@ -1,0 +1,26 @@
+"""Chains: what one run is, what it asks for, what it gets, and what it returns."""
+
+from fastpower.chains.chain import Chain, Counts, Run, Sampler, together
+from fastpower.chains.job import Finished, Job
+from fastpower.chains.outcome import Outcome
+from fastpower.chains.record import Record
+from fastpower.chains.requests import Branch, Rollout, Score, Scored, Suffix, Ticket, Watch
+
+__all__ = [
+    "Branch",
+    "Chain",
+    "Counts",
+    "Finished",
+    "Job",
+    "Outcome",
+    "Record",
+    "Rollout",
+    "Run",
+    "Sampler",
+    "Score",
+    "Scored",
+    "Suffix",
+    "Ticket",
+    "Watch",
+    "together",
+]

@@ -1,0 +1,121 @@
+"""One sampler at work on one prompt: keyed randomness, requests, and the books of what it cost."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from fastpower.chains.requests import Branch, Request, Ticket
+from fastpower.random import Purpose, derive, uniform
+
+if TYPE_CHECKING:
+    from fastpower.chains.outcome import Outcome
+    from fastpower.target import PowerTarget
+
+T = TypeVar("T")
+Run = Generator[Any, Any, "Outcome"]
+
+
+def together(parts: Iterable[Generator[Any, Any, T]]) -> Generator[Any, Any, list[T]]:
+    """Parts of one run side by side: what they ask for at a time is decoded together. Their results, in order."""
+    runs, results = list(parts), dict[int, T]()
+    values: dict[int, Any] = dict.fromkeys(range(len(runs)))
+    while values:
+        requests = {}
+        for i, value in values.items():
+            try:
+                requests[i] = runs[i].send(value)
+            except StopIteration as stop:
+                results[i] = stop.value
+        wanted = [request if isinstance(request, list) else [request] for request in requests.values()]
+        answers = iter((yield list(itertools.chain(*wanted))) if wanted else [])
+        values = {}
+        for (i, request), items in zip(requests.items(), wanted, strict=True):
+            received = list(itertools.islice(answers, len(items)))
+            values[i] = received if isinstance(request, list) else received[0]
+    return [results[i] for i in range(len(runs))]
+
+
+class Sampler(Protocol):
+    """A sampler: immutable settings, and a generator that is one run."""
+
+    @property
+    def target(self) -> PowerTarget:
+        """What is sampled."""
+
+    @property
+    def method(self) -> str:
+        """The name under which results are reported."""
+
+    def run(self, chain: Chain) -> Run:
+        """Yield requests, return the outcome."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """What a run cost and did. Rejected and abandoned work is included: it was paid for. What is decoded ahead in vain
+    depends on what else runs, and only ``forwards`` and ``prefill_tokens`` include it; it is counted apart."""
+
+    decoded_tokens: int = 0  #: tokens drawn (or forced, one forward each), without those of prefetch_dropped_tokens
+    forwards: float = 0.0  #: rows forwarded; a row shared by n rollouts counts 1/n for each
+    prefill_tokens: float = 0.0  #: tokens fed beyond one per row (prompts, prefixes computed again), shared likewise
+    moves: int = 0
+    accepted: int = 0
+    free_moves: int = 0  #: proposals found equal to the current record without any forward
+    skipped_tokens: int = 0  #: positions kept by the coupling, never forwarded
+    early_rejections: int = 0
+    early_rejection_tokens: int = 0  #: upper bound of what they saved: positions from there to the horizon
+    shared_rows: float = 0.0  #: rows saved by shared lanes: one shared by n rollouts counts 1 − 1/n for each
+    shared_prefill_tokens: float = 0.0  #: the same for prefill_tokens
+    resumed_tokens: float = 0.0  #: tokens of prefixes taken from the cache instead of being fed again
+    prefetch_dropped_tokens: int = 0  #: decoded ahead for states that an accepted move replaced
+
+
+class Chain:
+    """What a sampler's generator sees of the world."""
+
+    def __init__(self, sampler: Sampler, prompt: Branch, seed: int, prompt_id: int | str, index: int) -> None:
+        self.sampler = sampler
+        self.prompt = prompt
+        self.seed = seed
+        self.prompt_id = prompt_id
+        self.index = index
+        self.counts = Counts()
+        self.partial: Callable[[], Outcome] | None = None  #: what to return if the run is interrupted now
+        self.eos_ids: frozenset[int] = frozenset()
+        self.max_length = 0
+        self.vocab_size = 0
+        self._key = derive(seed, prompt_id, index)
+        self._submit: Callable[[Chain, Request], Ticket] | None = None
+        self._cancelled: Callable[[], None] | None = None  # called after a ticket of this chain was cancelled
+        self._idle_rows: Callable[[int], int] | None = None
+
+    @property
+    def prompt_length(self) -> int:
+        return len(self.prompt.tokens)
+
+    def key(self, *labels: int | str) -> int:
+        """A stream of this chain: (seed, prompt id, chain, *labels)."""
+        return derive(self._key, *labels)
+
+    def uniform(self, purpose: Purpose, *labels: int | str) -> float:
+        """One uniform in (0, 1) for the given use."""
+        return uniform(self.key(*labels), 0, purpose)
+
+    def start(self, request: Request) -> Ticket:
+        """Put a request to work without waiting for it: yield the ticket to get the result, or cancel it."""
+        if self._submit is None:
+            raise RuntimeError("a chain can start requests only while a scheduler runs it")
+        return self._submit(self, request)
+
+    def idle_rows(self, tokens: int) -> int:
+        """How many rollouts of up to ``tokens`` tokens may be started ahead of need at next to no cost, now: rows that
+        nobody else waits for, and memory. It depends on what else runs: no draw may depend on it."""
+        return self._idle_rows(tokens) if self._idle_rows is not None else 0
+
+    def moved(self, accepted: bool) -> None:
+        """Book one Markov-chain move."""
+        self.counts.moves += 1
+        self.counts.accepted += accepted

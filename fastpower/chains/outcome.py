@@ -1,0 +1,23 @@
+"""What a sampler returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastpower.chains.record import Record
+
+
+@dataclass(slots=True)
+class Outcome:
+    """The answer of one run, and how the sampler got there.
+
+    trace: one JSON-able dict per move or per resampling, in order. diagnostics: JSON-able summary. exact: False for
+    samplers whose law is only approximately the power distribution. complete: False if the run was interrupted.
+    """
+
+    record: Record
+    trace: list[dict[str, Any]] = field(default_factory=list)
+    diagnostics: dict[str, Any] = field(default_factory=dict)
+    exact: bool = True
+    complete: bool = True

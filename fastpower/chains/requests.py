@@ -1,0 +1,163 @@
+"""What a sampler asks for and what it gets: the whole vocabulary between samplers and the scheduler.
+
+A sampler is a generator. It yields a ``Rollout`` (decode some tokens) or a ``Score`` (evaluate given tokens) and
+receives a ``Suffix`` or a ``Scored``; a list of requests receives the list of results; a ``Ticket`` of a request that
+was started earlier with ``chain.start`` receives its result. Positions are absolute: prompt tokens count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastpower.errors import PromptTooLong
+
+if TYPE_CHECKING:
+    from fastpower.chains.chain import Chain
+
+
+class Watch(Protocol):
+    """Looks on while a rollout decodes and may stop it (early rejection)."""
+
+    def __call__(self, token: int, logp: float, logz: Sequence[float], entropy: float) -> bool:
+        """The numbers of the position just drawn, in order; True gives the rollout up."""
+
+
+class Branch:
+    """A prefix of tokens and, while the cache has room for it, its K/V.
+
+    The pages belong to the branch and are released when the last reference to it goes away; a sampler keeps a branch
+    by keeping the object. If memory runs short the scheduler takes the pages back (``sequence`` becomes None) and
+    recomputes them when the branch is used again; results do not change.
+    """
+
+    __slots__ = ("__weakref__", "_release", "held", "root", "sequence", "tokens")
+
+    def __init__(
+        self,
+        tokens: Sequence[int],
+        root: Branch | None = None,
+        sequence: int | None = None,
+        held: int = 0,
+        release: Callable[[int], None] | None = None,
+    ) -> None:
+        self.tokens = tokens  #: every token, prompt included
+        self.root = root  #: the prompt, if this branch begins with all of it and is not it
+        self.sequence = sequence  #: decoder handle, None while evicted
+        self.held = held  #: tokens whose K/V ``sequence`` holds (usually all but the last)
+        self._release = release
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __del__(self) -> None:
+        if self.sequence is not None and self._release is not None:
+            self._release(self.sequence)
+
+
+@dataclass(slots=True, eq=False)
+class Rollout:
+    """Decode up to ``max_new`` tokens after the first ``length`` tokens of ``parent``, stopping at EOS.
+
+    Tokens are drawn from softmax(alpha · logits) with the stream ``key``; position t of the stream is position t of
+    the sequence, so a rollout's tokens depend on (prefix, key) only.
+    """
+
+    parent: Branch
+    length: int
+    max_new: int
+    key: int
+    alpha: float
+    exponents: tuple[float, ...]  #: which logz to record, per position
+    forced: Sequence[int] = ()  #: tokens that come first without being drawn, one forward each
+    exclude: int = -1  #: token removed from the first draw
+    watch: Watch | None = None
+    peek: bool = False  #: also report logz and entropy of the position after the last token (unless EOS)
+
+
+@dataclass(slots=True, eq=False)
+class Suffix:
+    """What a rollout drew (forced tokens are not repeated). n tokens, E exponents."""
+
+    tokens: list[int]
+    logp: NDArray[np.float64]  #: (n,)
+    logz: NDArray[np.float64]  #: (n, E)
+    entropy: NDArray[np.float64]  #: (n,) nats
+    ended: bool  #: the last token is an EOS
+    gave_up: bool  #: the watch stopped it; there is no branch then
+    branch: Branch | None
+    next_logz: NDArray[np.float64] | None = None  #: (E,) with ``peek``
+    next_entropy: float | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Score:
+    """Evaluate ``tokens`` after the first ``length`` (≥ 1) tokens of ``parent``."""
+
+    parent: Branch
+    length: int
+    tokens: Sequence[int]
+    exponents: tuple[float, ...]
+
+
+@dataclass(slots=True, eq=False)
+class Scored:
+    """Statistics of n given tokens, and the branch that ends with them."""
+
+    logp: NDArray[np.float64]  #: (n,)
+    logz: NDArray[np.float64]  #: (n, E)
+    entropy: NDArray[np.float64]  #: (n,)
+    branch: Branch
+
+
+Request = Rollout | Score
+Response = Suffix | Scored
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """A request under way. ``cancel`` drops it; its result is then never delivered."""
+
+    request: Request
+    chain: Chain
+    result: Response | None = None
+    error: Exception | None = None
+    cancelled: bool = False
+    awaited: bool = False  #: the chain's generator waits for it
+    decoded: int = 0  #: tokens decoded for it so far
+
+    @property
+    def done(self) -> bool:
+        return self.result is not None or self.error is not None
+
+    def cancel(self) -> None:
+        self.cancelled = True
+        self.result = None
+        if self.chain._cancelled is not None:
+            self.chain._cancelled()
+
+
+def check(request: Request, max_length: int) -> None:
+    """Raise ValueError or PromptTooLong if a request cannot be carried out."""
+    parent = len(request.parent.tokens)
+    if not 1 <= request.length <= parent:
+        raise ValueError(f"length must lie in [1, {parent}] (the parent's tokens), got {request.length}")
+    if isinstance(request, Score):
+        longest = request.length + len(request.tokens)
+        if not len(request.tokens):
+            raise ValueError("tokens to score must not be empty")
+    else:
+        if request.max_new < 1:
+            raise ValueError(f"max_new must be at least 1, got {request.max_new}")
+        if len(request.forced) > request.max_new:
+            raise ValueError(f"{len(request.forced)} forced tokens exceed max_new = {request.max_new}")
+        longest = request.length + request.max_new
+    if longest > max_length:
+        raise PromptTooLong(
+            f"{request.length} tokens and {longest - request.length} new ones exceed the model's context of "
+            f"{max_length}; shorten the prompt or lower the horizon"
+        )

@@ -1,0 +1,343 @@
+"""Any causal language model of transformers with a plain K/V cache, unmodified, over a paged cache.
+
+transformers lets a model's attention function be chosen by name. Ours is registered once under ``ATTENTION``; it gets
+query, key and value of the new tokens of a packed ragged batch (``input_ids`` is (1, N), rows one after the other,
+positions given), writes K/V into the pages and attends over them. Masks, cache objects and padding are never made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastpower import kernels
+from fastpower.decoders.base import Draws, TokenDraws, TokenScores, Work
+from fastpower.decoders.cache import PagedCache
+from fastpower.decoders.transformers import scores, verification
+from fastpower.decoders.transformers.attention import Step, register_attention
+from fastpower.decoders.transformers.compiled import CompiledDecode
+from fastpower.decoders.transformers.fused import FusedForward
+from fastpower.decoders.transformers.layout import kv_layout, refuse_by_config, refuse_by_placement
+from fastpower.decoders.transformers.packing import PackedBatch, Packer
+from fastpower.decoders.transformers.substitution import Substitution
+from fastpower.decoders.transformers.transfer import to_device, to_host
+from fastpower.kernels.dispatch import pick, resolve
+from fastpower.models import memory
+from fastpower.models.prompts import prompt_tokens
+
+
+class TransformersDecoder:
+    """The decoder protocol (``fastpower.decoders.base``) on a transformers model.
+
+        with TransformersDecoder(model, tokenizer, cache_tokens=65536) as decoder: ...
+
+    model         a causal language model of transformers ≥ 5 in evaluation mode, on one device
+    tokenizer     its tokenizer; None if texts and stop tokens of the tokenizer are not needed
+    cache_tokens  tokens whose K/V are kept, shared ones counted once; default: ``memory_fraction`` of the memory free
+                  now, at most 64 full contexts
+    page_size     tokens per page
+    backend       of the kernels, see ``fastpower.kernels.backends``
+    verify        compare a short ragged batch with the model's own attention now (three forwards of a few tokens)
+    accelerate    on the CPU, float32 or bfloat16: pack the weights (a second copy of them). Llama, Mistral, Qwen2,
+                  Qwen3 and Gemma-3 then run in one C++ call per forward, batch-invariant bit for bit
+                  (``fused.py``); other models with packed matrix products (``packed_linear.py``)
+    compile       run steps in which every row gets one token through ``torch.compile``, one graph per bucket of sizes
+                  (``compiled.py``): True, or the name of a backend of torch.compile. Meant for GPUs; it takes the place
+                  of the fused forward
+
+    The model is left as it is: its attention and products are exchanged only while ``forward`` and ``score`` run (so
+    they must not run at the same time as other uses of the same model in other threads), and no weight is touched.
+
+    Raises UnsupportedModel, naming what cannot run over pages: recurrent state, encoder–decoder, attention sinks,
+    latent attention, layers of different shapes, more than one device, or an answer that differs from the model's own.
+    Raises OutOfMemory, naming bytes needed and available, before weights are packed and before pages are allocated.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any = None,
+        *,
+        cache_tokens: int | None = None,
+        memory_fraction: float = 0.25,
+        page_size: int = 16,
+        backend: str = "auto",
+        verify: bool = True,
+        accelerate: bool = True,
+        compile: bool | str = False,
+    ) -> None:
+        if model.training:
+            raise ValueError("model is in training mode (dropout would change its probabilities); call model.eval()")
+        if not 0.0 < memory_fraction <= 1.0:
+            raise ValueError(f"memory_fraction must lie in (0, 1], got {memory_fraction}")
+        refuse_by_config(model)
+        refuse_by_placement(model)
+        register_attention()
+        self.model, self.tokenizer, self.backend = model, tokenizer, backend
+        self._substitution = Substitution(model)
+        with self._substitution.paged():
+            layout = kv_layout(model)
+        self.layout = layout
+        self.vocab_size, self.max_length = layout.vocab_size, layout.max_length
+        self.eos_ids = _eos_ids(model, tokenizer)
+        self._append_kv = resolve("append_kv", backend, layout.device)
+        self._attention_kernel = resolve("paged_attention", backend, layout.device)
+        self._fused: FusedForward | None = None
+        if accelerate and layout.device.type == "cpu" and pick(backend, "cpu") == "cpu":
+            weights = sum(p.nbytes for p in model.parameters() if p.dtype in (torch.float32, torch.bfloat16))
+            remedy = "accelerate=False runs on the model's own weights, slower"
+            memory.require(weights, f"a packed copy of the weights of {type(model).__name__}", remedy)
+            self._fused = None if compile else FusedForward.of(model)
+            if self._fused is None:
+                self._substitution.accelerate()
+        per_token = 2 * layout.num_layers * layout.num_kv_heads * layout.head_dim * layout.dtype.itemsize
+        if cache_tokens is None:
+            affordable = int(memory.available(layout.device) * memory_fraction) // per_token
+            cache_tokens = max(min(affordable, 64 * layout.max_length, 2**31 - 1 - page_size), page_size)
+        pages = -(-cache_tokens // page_size)
+        memory.require(
+            pages * page_size * per_token,
+            f"a K/V cache of {pages * page_size} tokens (pages: {pages})",
+            "give a smaller cache_tokens or a narrower dtype, or free memory",
+            layout.device,
+        )
+        self.cache = PagedCache(
+            layout.num_layers,
+            layout.num_kv_heads,
+            layout.head_dim,
+            page_size=page_size,
+            cache_tokens=cache_tokens,
+            dtype=layout.dtype,
+            device=layout.device,
+        )
+        self._compiled: CompiledDecode | None = None
+        if compile:
+            self._compiled = CompiledDecode(model, self.cache, backend, "inductor" if compile is True else compile)
+        self._packer = Packer(self.cache, self.vocab_size, self.max_length)
+        if verify:
+            self._verify()
+
+    # ------------------------------------------------------------------------------------------------ sequences
+
+    def add(self) -> int:
+        """A new empty sequence."""
+        return self.cache.add()
+
+    def fork(self, sequence: int, length: int) -> int:
+        """A new sequence sharing the first ``length`` tokens (0 ≤ length ≤ length(sequence)); nothing is copied."""
+        return self.cache.fork(sequence, length)
+
+    def truncate(self, sequence: int, length: int) -> None:
+        """Keep the first ``length`` tokens."""
+        self.cache.truncate(sequence, length)
+
+    def free(self, sequence: int) -> None:
+        """Give a sequence back. After ``close``, which gave all of them back, nothing happens."""
+        if "cache" in self.__dict__:
+            self.cache.free(sequence)
+
+    def length(self, sequence: int) -> int:
+        """Tokens held."""
+        return self.cache.length(sequence)
+
+    def remember(self, sequence: int, tokens: Sequence[int]) -> None:
+        """Keep the K/V of ``tokens``, the first that ``sequence`` holds, for later ``match``es; see ``PagedCache``.
+
+        Nothing is kept while a hook makes the model another one. Call ``forget`` after changing the model's weights.
+        """
+        if not self._hooked:
+            self.cache.remember(sequence, np.asarray(tokens, np.int64))
+
+    def match(self, tokens: Sequence[int]) -> tuple[int, int]:
+        """(sequence, length): a new sequence that begins with the longest remembered prefix of ``tokens``; empty and 0
+        if there is none. To have logits, feed at least one more token: match ``tokens[:-1]``."""
+        return self.cache.match(np.asarray([] if self._hooked else tokens, np.int64))
+
+    def forget(self) -> None:
+        """After changing the model's weights: pack them again and forget every remembered prefix.
+
+        A weight written by torch's own operations is packed again at the next prompt without this call; one written
+        through ``.data``, numpy or a pointer is not, and remembered K/V never go by themselves. Raises ValueError,
+        nothing changed, while sequences are held: their K/V belong to the old weights.
+        """
+        held = self.stats()["sequences"]
+        if held:
+            raise ValueError(
+                f"{held} sequences still hold K/V of the old weights: free them first (finished chains and schedulers "
+                "hold theirs until they are deleted)"
+            )
+        self.cache.forget()
+        if self._fused is not None:
+            self._fused = FusedForward(self.model)
+        self._substitution.repack()
+
+    # -------------------------------------------------------------------------------------------------- forward
+
+    def forward(self, work: Sequence[Work], draws: Draws) -> TokenDraws:
+        """Append every row's tokens and draw from each row's last position, all or nothing.
+
+        Raises CacheFull, UnknownSequence, PromptTooLong (a row would exceed ``max_length``), ValueError (empty batch or
+        row, a sequence twice, a token outside the vocabulary, draws that do not fit the batch).
+        """
+        with self._packer.reserved(work) as batch, torch.inference_mode():
+            return self._draw(self._last_logits(batch), draws)
+
+    def score(self, work: Sequence[Work], exponents: NDArray[np.float32]) -> list[TokenScores]:
+        """Append every row's tokens and return their statistics, all or nothing; see ``Decoder.score``.
+
+        At most ``scores.SCORE_BYTES`` of logits exist at a time (at least one row of them). Raises like ``forward``,
+        and InvalidLogits for a row of NaN, +inf or nothing but −inf.
+        """
+        with self._packer.reserved(work) as batch, torch.inference_mode():
+            return scores.score(batch, exponents, self._all_logits, self.vocab_size, self.layout.device, self.backend)
+
+    # --------------------------------------------------------------------------------------------------- text
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of plain text, with what the tokenizer puts first by itself (a BOS token, if it has one)."""
+        return list(self._tokenizer()(text)["input_ids"])
+
+    def encode_prompt(self, prompt: str | Sequence[Any], *, chat: bool | None = None) -> list[int]:
+        """Token ids of a prompt through the chat template, if there is one; see ``fastpower.models.prompt_tokens``."""
+        return prompt_tokens(self._tokenizer(), prompt, chat=chat)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of token ids, special tokens removed."""
+        return str(self._tokenizer().decode(list(tokens), skip_special_tokens=True))
+
+    # ---------------------------------------------------------------------------------------------- inspection
+
+    def stats(self) -> dict[str, int]:
+        """The cache's ``stats()``: pages, tokens and bytes, free and in use."""
+        return self.cache.stats()
+
+    def close(self) -> None:
+        """Give the cache's memory back. The decoder cannot be used afterwards; the model can."""
+        self.__dict__.pop("cache", None)
+        self.__dict__.pop("_packer", None)
+        self._fused = self._compiled = None
+        self._substitution = Substitution(self.model)
+
+    def __enter__(self) -> TransformersDecoder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def batch_invariant(self) -> bool:
+        """True while the fused forward is in use: not with a forward hook on a module, and not for other models,
+        because torch's products choose their order of summation by the number of rows."""
+        return self._fused is not None and not self._fused.hooked
+
+    # ----------------------------------------------------------------------------------------------- internals
+
+    @property
+    def _hooked(self) -> bool:
+        return self._fused is not None and self._fused.hooked
+
+    def _last_logits(self, batch: PackedBatch) -> Tensor:
+        """(S, V) logits after the last token of each row."""
+        if self._compiled is not None and len(batch.tokens) == len(batch.sequences):
+            with self._substitution.paged():
+                return self._compiled(batch.tokens, batch.positions, batch.slots, batch.page_table, batch.lengths)
+        shared = self.cache.shared_runs(batch.sequences, batch.n_new) if len(batch.sequences) > 1 else None
+        keep = batch.starts[1:].astype(np.int64) - 1
+        return self._logits(batch, keep, shared)
+
+    def _all_logits(self, batch: PackedBatch) -> Tensor:
+        """(N, V) logits after every token."""
+        return self._logits(batch, np.arange(len(batch.tokens)), None)
+
+    def _logits(
+        self,
+        batch: PackedBatch,
+        keep: NDArray[np.int64],
+        shared: tuple[NDArray[np.int32], NDArray[np.int32]] | None,
+    ) -> Tensor:
+        """One packed forward; (len(keep), V) logits of the packed tokens ``keep``, valid until the next forward."""
+        tokens, positions, slots, _, _, starts, lengths, table = batch
+        if self._fused is not None and not self._fused.hooked:
+            return self._fused(
+                self.cache.k, self.cache.v, tokens, positions, slots, table, starts, lengths, keep, shared
+            )
+        arrays = [tokens[None], positions[None], slots, table, starts, lengths, keep, *(shared or ())]
+        ids, places, slots_, table_, starts_, lengths_, keep_, *groups = to_device(arrays, self.layout.device)
+        step = Step(
+            self.cache.k,
+            self.cache.v,
+            slots_,
+            table_,
+            starts_,
+            lengths_,
+            None if shared is None else (groups[0], groups[1]),
+            self._append_kv,
+            self._attention_kernel,
+        )
+        with self._substitution.paged():
+            out = self.model(
+                input_ids=ids, position_ids=places, use_cache=False, logits_to_keep=keep_, fastpower_step=step
+            )
+        logits: Tensor = out.logits[0]
+        return logits
+
+    def _draw(self, logits: Tensor, draws: Draws) -> TokenDraws:
+        alpha, exponents, rows, keys, positions, exclude = to_device(
+            [
+                np.ascontiguousarray(draws.alpha, np.float32),
+                np.ascontiguousarray(draws.exponents, np.float32),
+                np.ascontiguousarray(draws.rows, np.int64),
+                np.ascontiguousarray(draws.keys, np.uint64).view(np.int64),
+                np.ascontiguousarray(draws.positions, np.int64),
+                np.ascontiguousarray(draws.exclude, np.int64),
+            ],
+            self.layout.device,
+        )
+        drawn = kernels.sample_tokens(logits, alpha, exponents, rows, keys, positions, exclude, backend=self.backend)
+        return TokenDraws(*to_host(drawn))
+
+    def _tokenizer(self) -> Any:
+        if self.tokenizer is None:
+            raise ValueError("this decoder was made without a tokenizer; pass token ids, or give it one")
+        return self.tokenizer
+
+    def _verify(self) -> None:
+        """See ``verification.py``; nothing is compared where the cache has no room for it."""
+        longest = max(verification.LENGTHS)
+        if self.max_length < longest or self.cache.free_pages < 2 * (1 + longest // self.cache.page_size):
+            return
+
+        def paged(work: Sequence[Work]) -> Tensor:
+            with self._packer.reserved(work) as batch, torch.inference_mode():
+                return self._last_logits(batch).clone()
+
+        def own(text: list[int]) -> Tensor:
+            # "eager" is every model's definition of its attention; "sdpa" of some versions drops the soft cap
+            with torch.inference_mode(), self._substitution.attention("eager"):
+                ids = torch.tensor([text], device=self.layout.device)
+                logits: Tensor = self.model(input_ids=ids, use_cache=False).logits[0, -1]
+                return logits
+
+        sequences = [self.add(), self.add()]
+        try:
+            name = type(self.model).__name__
+            verification.verify(name, self.layout.dtype, self.vocab_size, sequences, paged, own)
+        finally:
+            for sequence in sequences:
+                self.free(sequence)
+
+
+def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Stop tokens of the generation config and of the tokenizer; a model may have none."""
+    found = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ids = set(found) if isinstance(found, (list, tuple)) else {found}
+    ids.add(getattr(tokenizer, "eos_token_id", None))
+    return frozenset(int(token) for token in ids if token is not None)

@@ -1,0 +1,78 @@
+"""Statistics of given tokens, a chunk of logits at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastpower import kernels
+from fastpower.decoders.base import TokenScores
+from fastpower.decoders.transformers.packing import PackedBatch
+from fastpower.decoders.transformers.transfer import to_device, to_host
+from fastpower.errors import InvalidLogits
+
+#: bytes of logits that exist at a time
+SCORE_BYTES = 128 << 20
+
+Statistics = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
+
+
+def score(
+    batch: PackedBatch,
+    exponents: NDArray[np.float32],
+    logits: Callable[[PackedBatch], Tensor],
+    vocab_size: int,
+    device: torch.device,
+    backend: str,
+) -> list[TokenScores]:
+    """``Decoder.score`` of a reserved batch. logits: (N, V) of every token of a packed batch."""
+    total, step = len(batch.tokens), max(1, SCORE_BYTES // (4 * vocab_size))
+    following = np.append(batch.tokens[1:], 0)
+    exponents = np.ascontiguousarray(exponents, np.float32)
+
+    def chunk(a: int, b: int) -> Statistics:
+        """Of tokens a … b − 1: logp of the next token (of no meaning at the end of a row), logz and entropy."""
+        given = to_device([following[a:b], exponents], device)
+        scored = kernels.score_tokens(logits(_slice(batch, a, b)), *given, backend=backend)
+        logp, logz, entropy, status = to_host(scored)
+        _check(batch, a, status)
+        return logp, logz, entropy
+
+    parts = [chunk(a, min(a + step, total)) for a in range(0, total, step)]
+    logp, logz, entropy = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return [TokenScores(logp[a : b - 1], logz[a:b], entropy[a:b]) for a, b in pairwise(batch.starts)]
+
+
+def _check(batch: PackedBatch, first: int, status: NDArray[np.int32]) -> None:
+    """Names the first broken row of the logits after tokens first, first + 1, …"""
+    if not status.any():
+        return
+    bad = int(status.nonzero()[0][0])
+    row = np.searchsorted(batch.starts, first + bad, "right") - 1
+    raise InvalidLogits(
+        f"the logits after position {batch.positions[first + bad]} of sequence {batch.sequences[row]} hold NaN or "
+        f"+inf, or no finite entry (status {status[bad]})"
+    )
+
+
+def _slice(batch: PackedBatch, a: int, b: int) -> PackedBatch:
+    """Tokens a … b − 1. Pages of all tokens are reserved, so a part sees those before it by giving shorter lengths."""
+    bounds = batch.starts
+    first, last = int(np.searchsorted(bounds, a, "right")) - 1, int(np.searchsorted(bounds, b, "left"))
+    starts = np.clip(bounds[first : last + 1], a, b) - np.int32(a)
+    behind = np.maximum(bounds[first + 1 : last + 1] - np.int32(b), 0)  # tokens of the row in later chunks
+    return PackedBatch(
+        batch.tokens[a:b],
+        batch.positions[a:b],
+        batch.slots[a:b],
+        batch.sequences[first:last],
+        np.diff(starts).astype(np.int64),
+        starts,
+        batch.lengths[first:last] - behind,
+        batch.page_table[first:last],
+    )

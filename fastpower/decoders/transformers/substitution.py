@@ -1,0 +1,56 @@
+"""Our attention, and where wanted our products, in a model of transformers for as long as a forward runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from fastpower.decoders.transformers import packed_linear as engine
+from fastpower.decoders.transformers.layout import ATTENTION
+from fastpower.decoders.transformers.packed_linear import Acceleration
+
+
+class Substitution:
+    """What is exchanged in one model, and put back after every forward, whatever happens in it."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._acceleration: Acceleration | None = None
+        # Text and image parts of one model have configurations of their own; each is asked which attention to use.
+        configs = [module.config for module in model.modules() if hasattr(module, "config")]
+        self._configs = list({id(c): c for c in configs if hasattr(c, "_attn_implementation_internal")}.values())
+
+    def accelerate(self) -> None:
+        """From now on packed products, too (a second copy of the weights)."""
+        self._acceleration = engine.accelerate(self._model)
+        self._acceleration.pause()
+
+    def repack(self) -> None:
+        """Pack the weights as they are now, if any are packed."""
+        if self._acceleration is not None:
+            self._acceleration.repack()
+
+    @contextmanager
+    def paged(self) -> Iterator[None]:
+        """Attention over pages, and packed products after ``accelerate``."""
+        if self._acceleration is not None:
+            self._acceleration.resume()
+        try:
+            with self.attention(ATTENTION):
+                yield
+        finally:
+            if self._acceleration is not None:
+                self._acceleration.pause()
+
+    @contextmanager
+    def attention(self, name: str) -> Iterator[None]:
+        """The attention that transformers knows by ``name``."""
+        own = [config._attn_implementation_internal for config in self._configs]
+        for config in self._configs:
+            config._attn_implementation_internal = name
+        try:
+            yield
+        finally:
+            for config, before in zip(self._configs, own, strict=True):
+                config._attn_implementation_internal = before

@@ -1,0 +1,209 @@
+"""fastpower as a model of lm-evaluation-harness: its tasks, answered by our samplers.
+
+    python -m fastpower.integrations.lm_eval run --model fastpower --tasks gsm8k \\
+        --model_args pretrained=PATH,method=mh,alpha=4,moves=4
+
+The harness has no plug-in mechanism, so its command is started from here, with the model registered; everything after
+the module's name is the harness's own. From Python: ``lm_eval.simple_evaluate(model=FastpowerLM(...), tasks=[...])``.
+
+Generation uses the sampler. Log-likelihoods are the model's own, at exponent 1: power sampling does not change them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from lm_eval.api.model import LM
+from lm_eval.api.registry import register_model
+
+from fastpower.chains.job import Job
+from fastpower.decoders.base import Work
+from fastpower.errors import PromptTooLong
+from fastpower.generation import prompt_id, run_jobs
+from fastpower.language_model import LanguageModel, load
+from fastpower.samplers import make_sampler
+
+#: log Σ p^e / e at this exponent is the largest log p, up to log(ties) / 4096.
+_SHARP = 4096.0
+_TIE = 1e-3
+
+
+@register_model("fastpower")
+class FastpowerLM(LM):  # type: ignore[misc]
+    """An ``LM`` whose ``generate_until`` draws from p^alpha.
+
+    pretrained: anything ``fastpower.load`` takes. method, alpha, seed, and the method's own settings: see
+    ``fastpower.make_sampler``. max_new_tokens: the horizon where a task gives none. max_rows: rows of a decode batch
+    (the harness's batch_size, where it is a number). A task's stop strings cut the finished answer: the target is the
+    model's own p^alpha up to the horizon, and sampling options of the task (temperature, …) are ignored.
+    """
+
+    def __init__(
+        self,
+        pretrained: Any = None,
+        method: str = "mh",
+        alpha: float = 4.0,
+        max_new_tokens: int = 256,
+        seed: int = 0,
+        max_rows: int | None = None,
+        dtype: str = "float32",
+        device: str | None = None,
+        batch_size: int | str | None = None,
+        max_batch_size: int | None = None,
+        tokenizer: Any = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__()
+        self.method, self.alpha, self.seed, self.settings = method, float(alpha), int(seed), settings
+        self.max_new_tokens = int(max_new_tokens)
+        self._sampler(self.max_new_tokens)  # wrong settings fail here, before the model is loaded
+        rows = str(batch_size if max_rows is None else max_rows)  # the harness may say "auto"
+        self.max_rows = int(rows) if rows.isdigit() and (max_rows is not None or int(rows) > 1) else 64
+        if isinstance(pretrained, LanguageModel):
+            self.model = pretrained
+        elif pretrained is None or isinstance(pretrained, str):
+            self.model = load(pretrained, dtype=dtype, device=_device(device))
+        else:
+            self.model = load(pretrained, tokenizer)
+
+    def _sampler(self, horizon: int) -> Any:
+        return make_sampler(self.method, alpha=self.alpha, max_new_tokens=horizon, **self.settings)
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Names the tokenizer in the harness's cache."""
+        return self.model.name.replace("/", "__")
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """The template's text, for the harness's records."""
+        if chat_template is False or self.model.tokenizer is None:
+            return None
+        text: str | None = getattr(self.model.tokenizer, "chat_template", None)
+        return text
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The conversation as text."""
+        text: str = self.model.tokenizer.apply_chat_template(
+            chat_history,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )
+        return text
+
+    def _tokens(self, text: str) -> list[int]:
+        tokenizer = self.model.tokenizer
+        if tokenizer is None:
+            return self.model.decoder.encode(text)
+        start = tokenizer.bos_token
+        # a chat template has written the start token already
+        return list(tokenizer(text, add_special_tokens=not (start and text.startswith(start)))["input_ids"])
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """Answers in the order of the requests. Equal requests (``repeats``) are different chains."""
+        jobs, seen = [], dict[str, int]()
+        limit = self.model.decoder.max_length
+        for request in requests:
+            context, options = request.args
+            horizon = int(options.get("max_gen_toks", self.max_new_tokens))
+            tokens = self._tokens(context)
+            if len(tokens) + horizon > limit:
+                raise PromptTooLong(
+                    f"a prompt of task {request.task_name!r} has {len(tokens)} tokens; with max_gen_toks = {horizon} "
+                    f"it exceeds the model's context of {limit}; use fewer shots or a smaller max_gen_toks"
+                )
+            name = prompt_id(tokens)
+            jobs.append(Job(self._sampler(horizon), tokens, self.seed, name, seen.get(name, 0)))
+            seen[name] = seen.get(name, 0) + 1
+        texts = {
+            id(job): result.text
+            for job, result in run_jobs(self.model, jobs, max_rows=self.max_rows, progress=not disable_tqdm)
+        }
+        answers = []
+        for job, request in zip(jobs, requests, strict=True):
+            text = _until(texts[id(job)], request.args[1])
+            self.cache_hook.add_partial("generate_until", request.args, text)
+            answers.append(text)
+        return answers
+
+    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """(log p of the continuation, is it what greedy decoding gives? – up to ties within 0.001 nats)."""
+        pairs = []
+        for request in requests:
+            context, continuation = request.args
+            stem = context.rstrip()
+            whole = self._tokens(context + continuation) if context else self._empty() + self._tokens(continuation)
+            start = len(self._tokens(stem)) if context else 1
+            pairs.append((whole, min(start, len(whole) - 1)))
+        return self._score(pairs)
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        """log p of whole texts, in windows of the context length, every token scored once."""
+        results = []
+        limit = self.model.decoder.max_length
+        for request in requests:
+            tokens = self._empty() + self._tokens(request.args[0])
+            windows, done = [], 1
+            while done < len(tokens):
+                end = min(len(tokens), max(done, 1) - 1 + limit) if done == 1 else min(len(tokens), done + limit // 2)
+                begin = max(0, end - limit)
+                windows.append((tokens[begin:end], done - begin))
+                done = end
+            results.append(sum(logp for logp, _ in self._score(windows)))
+        return results
+
+    def _empty(self) -> list[int]:
+        """What stands for nothing: the start token, or an end token where there is none."""
+        start = getattr(self.model.tokenizer, "bos_token_id", None)
+        return [int(start) if start is not None else min(self.model.decoder.eos_ids)]
+
+    def _score(self, pairs: Sequence[tuple[list[int], int]]) -> list[tuple[float, bool]]:
+        """(tokens, first token to be scored ≥ 1) → (log p, greedy)."""
+        decoder = self.model.decoder
+        exponents = np.array([_SHARP], dtype=np.float32)
+        results: list[tuple[float, bool]] = []
+        for first in range(0, len(pairs), 8):
+            group = pairs[first : first + 8]
+            sequences = [decoder.add() for _ in group]
+            try:
+                work = [Work(s, tokens) for s, (tokens, _) in zip(sequences, group, strict=True)]
+                scores = decoder.score(work, exponents)
+            finally:
+                for sequence in sequences:
+                    decoder.free(sequence)
+            for (_, start), score in zip(group, scores, strict=True):
+                logp = score.logp[start - 1 :].astype(np.float64)
+                best = score.logz[start - 1 : len(score.logp), 0] / _SHARP
+                results.append((float(logp.sum()), bool((logp >= best - _TIE).all())))
+        return results
+
+
+def _device(name: str | None) -> str | None:
+    """The harness asks for ``cuda`` unless told otherwise, GPU or not."""
+    import torch
+
+    if name is None or name == "cpu" or (name.startswith("cuda") and not torch.cuda.is_available()):
+        return None
+    return name
+
+
+def _until(text: str, options: Mapping[str, Any]) -> str:
+    """``text`` up to the first of the task's stop strings."""
+    stops = options.get("until") or []
+    for stop in [stops] if isinstance(stops, str) else stops:
+        if stop:
+            text = text.split(stop, 1)[0]
+    return text
+
+
+def main() -> None:
+    """lm-evaluation-harness's own command line."""
+    from lm_eval.__main__ import cli_evaluate
+
+    cli_evaluate()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""What every reading through transformers needs: one at a time, no bars, the file's own special tokens."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from fastpower.errors import ModelNotFound
+
+# While it loads, transformers replaces functions of its own and of torch for the whole process (the tying of weights,
+# initialisation, the default device). Two loads at once can leave them replaced: later models lose tied weights. Its
+# first import from two threads at once can fail, too.
+LOADING = threading.Lock()
+
+
+def require_gguf() -> None:
+    missing = [name for name in ("gguf", "accelerate") if not _installed(name)]
+    if missing:
+        raise ModelNotFound(f"GGUF files are read with packages that are missing: pip install {' '.join(missing)}")
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """transformers draws a bar for a second of work. (Unpacking a GGUF file takes long and keeps its bar.)"""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def special_tokens_of_model(tokenizer: Any, config: Any) -> None:
+    """Some versions of transformers guess a GGUF tokenizer's first and last token; the model's configuration has them
+    from the file. A wrong one would end answers at the wrong token."""
+    for name in ("bos", "eos"):
+        token = getattr(config, f"{name}_token_id", None)
+        if isinstance(token, int) and getattr(tokenizer, f"{name}_token_id") != token:
+            setattr(tokenizer, f"{name}_token", tokenizer.convert_ids_to_tokens(token))

@@ -1,0 +1,96 @@
+"""One finished run, ready for JSON, tables and plots."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastpower.chains.job import Finished
+
+
+@dataclass(slots=True)
+class Result:
+    """One answer. Log-probabilities are natural and of the model itself (exponent 1); entropies are in nats."""
+
+    id: str  #: prompt_id/chain/method
+    prompt_id: str
+    chain: int
+    method: str
+    alpha: float
+    max_new_tokens: int  #: the horizon; part of the target
+    seed: int
+    text: str
+    token_ids: list[int]
+    logp: float  #: total log p, EOS factor included
+    token_logp: list[float]
+    token_logz: list[float]  #: log Σ_v p(v)^alpha at every position
+    entropy: list[float]
+    ended: bool  #: False: the horizon cut the answer off
+    exact: bool  #: the method's law is exactly p^alpha (in the limit of many moves, or of many particles)
+    complete: bool  #: False: interrupted
+    moves: int
+    accepted: int
+    acceptance: float | None  #: accepted / moves; None for methods without moves
+    decoded_tokens: int  #: tokens drawn, rejected ones included, without savings["prefetch_dropped_tokens"]
+    forwards: float  #: rows forwarded; one shared by n rollouts counts 1/n
+    prefill_tokens: float  #: tokens fed beyond one per row: prompts, prefixes computed again; shared like forwards
+    seconds: float
+    trace: list[dict[str, Any]] = field(default_factory=list)
+    diagnostics: dict[str, Any] = field(default_factory=dict)
+    #: what the batch saved this run; like forwards it depends on what ran beside it: shared_rows and
+    #: shared_prefill_tokens (shared lanes), resumed_tokens (prefixes in the cache), prefetch_dropped_tokens (wasted)
+    savings: dict[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able dictionary."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def of(cls, finished: Finished, decode: Callable[[Sequence[int]], str]) -> Result:
+        """From a finished job that has an outcome."""
+        outcome, chain, job = finished.outcome, finished.chain, finished.job
+        assert outcome is not None
+        record, counts = outcome.record, chain.counts
+        target = job.sampler.target
+        return cls(
+            id=f"{job.prompt_id}/{job.chain}/{job.sampler.method}",
+            prompt_id=str(job.prompt_id),
+            chain=job.chain,
+            method=job.sampler.method,
+            alpha=target.alpha,
+            max_new_tokens=target.horizon,
+            seed=job.seed,
+            text=decode(record.tokens),
+            token_ids=list(record.tokens),
+            logp=record.total_logp,
+            token_logp=record.logp.tolist(),
+            token_logz=record.logz[:, 0].tolist(),
+            entropy=record.entropy.tolist(),
+            ended=record.ended,
+            exact=outcome.exact,
+            complete=outcome.complete,
+            moves=counts.moves,
+            accepted=counts.accepted,
+            acceptance=counts.accepted / counts.moves if counts.moves else None,
+            decoded_tokens=counts.decoded_tokens,
+            forwards=counts.forwards,
+            prefill_tokens=counts.prefill_tokens,
+            seconds=finished.seconds,
+            trace=outcome.trace,
+            diagnostics={
+                "free_moves": counts.free_moves,
+                "skipped_tokens": counts.skipped_tokens,
+                "early_rejections": counts.early_rejections,
+                "early_rejection_tokens": counts.early_rejection_tokens,
+                "hit_cap": not record.ended,
+                **outcome.diagnostics,
+            },
+            savings={
+                "shared_rows": counts.shared_rows,
+                "shared_prefill_tokens": counts.shared_prefill_tokens,
+                "resumed_tokens": counts.resumed_tokens,
+                "prefetch_dropped_tokens": counts.prefetch_dropped_tokens,
+            },
+        )

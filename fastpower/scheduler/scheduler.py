@@ -1,0 +1,340 @@
+"""Runs samplers by the hundred and turns their requests into full decode batches.
+
+A *lane* is one row of the decode batch: a sequence, and the rollouts ("members") that so far agree with every token of
+it. Rollouts that start from the same place share a lane: one forward, one keyed draw per member; when their tokens
+differ the lane splits by forking. Nothing is in lock-step: whenever a rollout ends, its sampler goes on at once and
+the next step already carries its new request.
+
+When the cache is full, K/V that only idle branches hold is dropped first (least recently used first), then the
+youngest lane is parked; both are recomputed from their tokens when needed. Samplers never notice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import operator
+from collections.abc import Callable, Iterable, Iterator
+
+from fastpower.chains.chain import Chain
+from fastpower.chains.job import Finished, Job, Totals
+from fastpower.chains.requests import Branch, Rollout, Score
+from fastpower.decoders.base import Decoder, TokenDraws
+from fastpower.errors import CacheFull, InvalidLogits
+from fastpower.scheduler.batch import Batch
+from fastpower.scheduler.lanes import Lane, Member
+from fastpower.scheduler.residence import Residence
+from fastpower.scheduler.running import Live, Roster
+from fastpower.scheduler.scoring import Scoring, score_together
+
+# Up to so many rows a step costs little more than with one, because it waits for the weights (docs/results.md).
+_CHEAP_ROWS = 8
+# NAN | MASKED of fastpower.kernels.Status; written out so that the hot loop compares integers.
+_BAD_ROW = 1 | 2
+
+
+class Scheduler:
+    """Drives samplers over one decoder.
+
+    max_rows: rows of one forward. max_chains: samplers alive at once (default max_rows). prefill_tokens: tokens beyond
+    one per row that a step may feed, so that a long prompt is fed in chunks beside running decodes.
+
+    Three switches turn lossless acceleration off, to compare and to test; records do not depend on them (on a decoder
+    that is batch-invariant). share_lanes=False: a row for every rollout. resume=False: every rollout begins with an
+    empty cache and is fed its whole prefix. lock_step=True: chains wait for each other: rollouts are admitted only when
+    those before them have all ended, chains only when all before them have finished.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        *,
+        max_rows: int = 64,
+        max_chains: int | None = None,
+        prefill_tokens: int = 512,
+        share_lanes: bool = True,
+        resume: bool = True,
+        lock_step: bool = False,
+        on_step: Callable[[Scheduler], None] | None = None,
+    ) -> None:
+        for name, value in (("max_rows", max_rows), ("max_chains", max_chains), ("prefill_tokens", prefill_tokens)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.decoder = decoder
+        self.max_rows = max_rows
+        self.max_chains = max_chains or max_rows
+        self.prefill_tokens = prefill_tokens
+        self.share_lanes = share_lanes
+        self.lock_step = lock_step
+        self.on_step = on_step
+        self.residence = Residence(decoder, resume=resume)
+        self.totals = Totals()
+        self.unfinished: list[Finished] = []
+        self._roster = Roster()
+        self._lanes: list[Lane] = []
+        self._parked: list[Lane] = []
+        self._open: dict[tuple[int, int], Lane] = {}  # (id of parent, length) → lane that has not drawn yet
+        self._counter = itertools.count()
+        self._pressed = False  # memory ran out: admit nothing until something is given back
+        self._exhausted = False  # no job is left to begin
+
+    @property
+    def live(self) -> list[Live]:
+        """The chains under way."""
+        return self._roster.live
+
+    # -- running -----------------------------------------------------------------------------------------------
+
+    def run(self, jobs: Iterable[Job]) -> Iterator[Finished]:
+        """Run all jobs, yielding each as it finishes (in order of finishing). Jobs are taken lazily.
+
+        Closing the iterator, or an exception such as Ctrl-C, stops everything; ``unfinished`` then holds what was not
+        yielded any more: chains that were under way, as far as they got.
+        """
+        queue = iter(jobs)
+        self._exhausted = False
+        self.residence.running = True
+        try:
+            while True:
+                joining = not self._exhausted and not (self.lock_step and self.live)
+                while joining and len(self.live) < self.max_chains and len(self._lanes) < self.max_rows:
+                    job = next(queue, None)
+                    if job is None:
+                        self._exhausted, joining = True, False
+                    else:
+                        self._begin(job)
+                        self._roster.advance()
+                yield from self._roster.finished()
+                if not self.live:
+                    if self._exhausted:
+                        return
+                    continue
+                self._step()
+                self._roster.advance()
+                if self.on_step is not None:
+                    self.on_step(self)
+                yield from self._roster.finished()
+        finally:
+            self._abandon()
+
+    def _begin(self, job: Job) -> None:
+        chain = Chain(job.sampler, self.residence.root(job.prompt), job.seed, job.prompt_id, job.chain)
+        chain.eos_ids = self.decoder.eos_ids
+        chain.max_length, chain.vocab_size = self.decoder.max_length, self.decoder.vocab_size
+        chain._idle_rows = self._idle_rows
+        self._roster.begin(job, chain)
+
+    def _abandon(self) -> None:
+        for lane in (*self._lanes, *self._parked):
+            self.residence.drop(lane)
+        self.unfinished = self._roster.abandon()
+        self._lanes, self._parked = [], []
+        self._open.clear()
+        self.residence.flush()
+        self.residence.running = False
+
+    # -- requests ----------------------------------------------------------------------------------------------
+
+    def _idle_rows(self, tokens: int) -> int:
+        """See ``Chain.idle_rows``. Chains about to go on or still to begin come first: each has a row kept for it."""
+        busy = len(self._roster.ready) if self._exhausted else self.max_chains
+        spare = min(_CHEAP_ROWS, self.max_rows) - busy
+        if spare <= 0 or self._pressed or self._parked or self.lock_step:
+            return 0
+        self._forget_cancelled()
+        busy += len(self._lanes) + self._roster.waiting()
+        spare = min(_CHEAP_ROWS, self.max_rows) - busy
+        return max(0, min(spare, self.decoder.stats()["free_tokens"] // tokens - busy)) if spare > 0 else 0
+
+    def _forget_cancelled(self) -> None:
+        if self._roster.cancelled:
+            self._roster.cancelled = False
+            self._lanes = [lane for lane in self._lanes if self._prune(lane)]
+            self._parked = [lane for lane in self._parked if self._prune(lane)]
+
+    def _admit(self) -> None:
+        """Turn waiting requests into lanes; parked lanes (they are older work) come back first."""
+        if self._pressed and self._lanes:
+            return
+        self._pressed = False
+        while self._parked and len(self._lanes) < self.max_rows:
+            self._lanes.append(self._parked.pop(0))
+        if self.lock_step and self._lanes:
+            return
+        scores: list[Scoring] = []
+        roster = self._roster
+        while (head := roster.head()) is not None:
+            order, ticket = head
+            request = ticket.request
+            key = (id(request.parent), request.length)
+            lane = self._open.get(key) if self.share_lanes and isinstance(request, Rollout) else None
+            if lane is None and len(self._lanes) + len(scores) >= self.max_rows:
+                break
+            roster.take()
+            if isinstance(request, Score):
+                scores.append(Scoring(ticket, request, roster.columns(request), next(self._counter)))
+                continue
+            columns = None if request.exponents == roster.exponents else roster.columns(request)
+            member = Member(ticket, request, columns)
+            if lane is not None and lane.alpha == request.alpha:
+                lane.members.append(member)
+                continue
+            lane = Lane(order, next(self._counter), request.parent, request.length, request.alpha, member)
+            self._lanes.append(lane)
+            if self.share_lanes:
+                self._open[key] = lane
+        if scores:
+            self._score(scores)
+
+    # -- memory ----------------------------------------------------------------------------------------------------
+
+    def _make_room(self, spared: int) -> bool:
+        """After CacheFull: drop what is idle, else park the youngest lane if more than ``spared`` are left."""
+        if self.residence.evict():
+            return True
+        if len(self._lanes) <= spared:
+            return False
+        lane = max(self._lanes, key=_rank)
+        self._lanes.remove(lane)
+        self.residence.park(lane)
+        self._parked.append(lane)
+        self._parked.sort(key=_rank)
+        self._pressed = True
+        self.totals.parkings += 1
+        return True
+
+    def _score(self, group: list[Scoring]) -> None:
+        """Scores are single forwards of their own, at once: those that wait share one."""
+        make_room = functools.partial(self._make_room, 0)
+        results = score_together(group, self.decoder, self.residence, self._roster.exponent_array, make_room)
+        self.totals.scorings += 1
+        for scoring, result in zip(group, results, strict=True):
+            if isinstance(result, Exception):
+                self._roster.resolve(scoring.ticket, None, result)
+                continue
+            counts = scoring.ticket.chain.counts
+            counts.forwards += 1
+            counts.prefill_tokens += scoring.fed - 1
+            self.totals.add(1, scoring.fed, 0)
+            self._roster.resolve(scoring.ticket, result)
+
+    # -- one decode step ---------------------------------------------------------------------------------------
+
+    def _step(self) -> None:
+        if self.residence.flush():
+            self._pressed = False
+        self._forget_cancelled()
+        self._admit()
+        while self._lanes:
+            try:
+                batch = Batch(self._lanes[: self.max_rows], self.residence, self.prefill_tokens)
+                out = batch.forward(self.decoder, self._roster.exponent_array)
+                break
+            except CacheFull as full:
+                if self._make_room(1):
+                    continue
+                [lane] = self._lanes
+                self._lanes = []
+                self._close(lane)
+                self.residence.drop(lane)
+                for member in lane.members:
+                    self._roster.resolve(member.ticket, None, full)
+                return
+        else:
+            return
+        self.totals.steps += 1
+        self.totals.add(len(batch.lanes), batch.tokens, len(batch.rows))
+        survivors: list[Lane] = []
+        eos_ids, status, firsts = self.decoder.eos_ids, out.status, batch.firsts
+        for row, lane in enumerate(batch.lanes):
+            if lane.open or status[row] & _BAD_ROW or not lane.draws_alone():
+                self._deliver(lane, row, batch, out, survivors)
+                continue
+            token, goes_on = lane.advance_alone(out, row, firsts[row], eos_ids)
+            if goes_on:
+                lane.tokens.append(token)
+                survivors.append(lane)
+            else:
+                self._split(lane, {}, survivors, [(lane.members[0], token)])
+        self._lanes = survivors + self._lanes[len(batch.lanes) :]
+        self._lanes.sort(key=_rank)
+
+    def _prune(self, lane: Lane) -> bool:
+        """Forget cancelled members; False (and the lane is dropped) if nobody is left."""
+        if any(member.ticket.cancelled for member in lane.members):
+            lane.members = [member for member in lane.members if not member.ticket.cancelled]
+            if not lane.members:
+                self._close(lane)
+                self.residence.drop(lane)
+                self._pressed = False
+                return False
+        return True
+
+    def _close(self, lane: Lane) -> None:
+        """The lane is about to draw, or gone: nobody can join it any more."""
+        if lane.open:
+            lane.open = False
+            if self._open.get(lane.start) is lane:
+                del self._open[lane.start]
+
+    def _deliver(self, lane: Lane, row: int, batch: Batch, out: TokenDraws, survivors: list[Lane]) -> None:
+        """Hand a row's results to the lane's members, finish those that are done, split the rest by token."""
+        if not lane.feed(len(batch.work[row].tokens)):
+            survivors.append(lane)
+            return
+        if lane.open:
+            self._close(lane)
+            self.residence.share(lane)
+        status: int = out.status[row]
+        if status & _BAD_ROW:
+            what = "NaN or +inf" if status & 1 else "no finite entry"
+            error = InvalidLogits(
+                f"the logits at position {len(lane.tokens)} hold {what}; check the model's weights and dtype"
+            )
+            self.residence.drop(lane)
+            for member in lane.members:
+                self._roster.resolve(member.ticket, None, error)
+            return
+        groups, done = lane.advance(out, row, batch.firsts[row], self.decoder.eos_ids)
+        if done or len(groups) > 1:
+            self._split(lane, groups, survivors, done)
+            return
+        [token] = groups
+        lane.tokens.append(token)
+        survivors.append(lane)
+
+    def _split(
+        self, lane: Lane, groups: dict[int, list[Member]], survivors: list[Lane], done: list[tuple[Member, int]]
+    ) -> None:
+        assert lane.sequence is not None
+        branches: dict[int, Branch] = {}
+        for member, token in done:  # equal tokens share one branch, so that their next rollouts share a lane
+            self._pressed = False
+            if member.gave_up:
+                self._roster.resolve(member.ticket, member.suffix(None))
+                continue
+            branch = branches.get(token)
+            if branch is None:
+                tokens = (*lane.tokens, token) if token >= 0 else tuple(lane.tokens)
+                branch = branches[token] = self.residence.branch(lane, tokens)
+            self._roster.resolve(member.ticket, member.suffix(branch))
+        if not groups:
+            self.residence.drop(lane)
+            return
+        base = lane.tokens
+        for i, (token, members) in enumerate(groups.items()):
+            if i == len(groups) - 1:
+                lane.members = members
+                lane.tokens = base
+                base.append(token)
+                survivors.append(lane)
+                return
+            child = lane.split(next(self._counter), [*base, token], members)
+            with contextlib.suppress(CacheFull):  # then it is recomputed when its turn comes
+                child.sequence = self.decoder.fork(lane.sequence, lane.fed)
+                child.fed = lane.fed
+            survivors.append(child)
+
+
+_rank = operator.attrgetter("rank")
