@@ -16,17 +16,21 @@ else:
     import triton.language as tl
     from triton.runtime import interpreter
 
-    multiply = interpreter.InterpreterBuilder.create_dot
-
     def create_dot(self, a, b, d, *options):
-        """The interpreter keeps bfloat16 as bare 16-bit integers and would multiply those: widen them first."""
-        a, b = (
-            interpreter.TensorHandle((x.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
-            if x.dtype.scalar == tl.bfloat16
-            else x
+        """A product whose bits do not depend on its shape: sums in one order, in float64, rounded once.
+
+        The interpreter's own leaves the order to NumPy's BLAS, which on some processors takes another one for fewer
+        rows, and multiplies bfloat16, kept as bare 16-bit integers, as such.
+        """
+        left, right = (
+            (x.data.astype(np.uint32) << 16).view(np.float32) if x.dtype.scalar == tl.bfloat16 else x.data
             for x in (a, b)
         )
-        return multiply(self, a, b, d, *options)
+        left, right = left.astype(np.float64), right.astype(np.float64)
+        total = np.zeros((left.shape[0], right.shape[1]))
+        for i in range(left.shape[1]):
+            total += left[:, i, None] * right[i]
+        return interpreter.TensorHandle(total.astype(d.data.dtype) + d.data, d.dtype.scalar)
 
     convert = interpreter._convert_float
 
