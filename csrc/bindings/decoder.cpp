@@ -22,15 +22,23 @@ float* floats(const py::object& address) {
 }  // namespace
 
 void bind_decoder_forward(py::module_& m) {
-  // (bfloat16, in, out, panels, bias) as fastpower.kernels.linear packed it
-  using LinearArguments = std::tuple<bool, int64_t, int64_t, uintptr_t, uintptr_t>;
+  // (bfloat16, in, out, panels, bias) as fastpower.kernels.linear packed it; quantised: its type in GGUF
+  // files instead of bfloat16
+  using LinearArguments = std::tuple<py::object, int64_t, int64_t, uintptr_t, uintptr_t>;
   const auto packed = [](const py::handle& object) {
-    const auto [bfloat16, in, out, panels, bias] = object.cast<LinearArguments>();
-    return linear_of(bfloat16, in, out, panels, bias);
+    const auto [kind, in, out, panels, bias] = object.cast<LinearArguments>();
+    if (py::isinstance<py::bool_>(kind)) return linear_of(kind.cast<bool>(), in, out, panels, bias);
+    return quantised_of(kind.cast<int64_t>(), in, out, panels, bias);
+  };
+  const auto packed_list = [packed](const py::handle& object) {  // one, or a list
+    std::vector<Linear> parts;
+    if (!py::isinstance<py::list>(object)) return std::vector<Linear>{packed(object)};
+    for (const py::handle& part : object) parts.push_back(packed(part));
+    return parts;
   };
   py::class_<DecoderForward>(m, "DecoderForward",
                              "The forward of a Llama-shaped decoder; pointers are not owned.")
-      .def(py::init([packed](const py::dict& d, const py::list& layers) {
+      .def(py::init([packed, packed_list](const py::dict& d, const py::list& layers) {
              DecoderModel model{};
              model.dtype = d["bfloat16"].cast<bool>() ? Dtype::bfloat16 : Dtype::float32;
              model.hidden = d["hidden"].cast<int64_t>();
@@ -44,14 +52,19 @@ void bind_decoder_forward(py::module_& m) {
              model.softcap = d["softcap"].cast<float>();
              model.embedding_scale = d["embedding_scale"].cast<float>();
              model.activation = d["gelu"].cast<bool>() ? Activation::gelu_tanh : Activation::silu;
-             model.embedding = pointer<const void>(d["embedding"].cast<uintptr_t>());
+             model.quantised = d.contains("quantised") && d["quantised"].cast<bool>();
+             model.embedding_dtype = model.quantised ? Dtype::float32 : model.dtype;
+             if (py::isinstance<py::tuple>(d["embedding"]))
+               model.embedding_panels = packed(d["embedding"]);
+             else
+               model.embedding = pointer<const void>(d["embedding"].cast<uintptr_t>());
              model.final_norm = floats(d["final_norm"]);
              model.head = packed(d["head"]);
              model.ropes.resize(d["ropes"].cast<size_t>());
              for (const py::handle& item : layers) {
                const py::dict l = py::cast<py::dict>(item);
-               model.layers.push_back({packed(l["qkv"]), packed(l["out"]), packed(l["gate"]), packed(l["up"]),
-                                       packed(l["down"]), floats(l["input_norm"]),
+               model.layers.push_back({packed_list(l["qkv"]), packed(l["out"]), packed(l["gate"]),
+                                       packed(l["up"]), packed(l["down"]), floats(l["input_norm"]),
                                        floats(l["attention_norm"]), floats(l["mlp_norm"]),
                                        floats(l["output_norm"]), floats(l["q_norm"]), floats(l["k_norm"]),
                                        l["rope"].cast<int64_t>(), l["window"].cast<int64_t>()});

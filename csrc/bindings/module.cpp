@@ -111,6 +111,7 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "fastpower's C++ extension: CPU kernels and the books of pages and sequences.";
   fastpower::bind_machine(m);
   fastpower::bind_linear(m);
+  fastpower::bind_quantised(m);
   fastpower::bind_sampling(m);
   fastpower::bind_books(m);
   fastpower::bind_paged_copy(m);

@@ -30,21 +30,6 @@ void for_rows(int64_t rows, int64_t floats_per_row, const Fn& fn) {
 // the rows of a tile would compete for a few sets of the cache.
 int64_t row_bytes(int64_t width, int64_t size) { return ((width * size + 63) / 64 | 1) * 64; }
 
-// Rows of `width` that products with weights of a dtype read, while they are written.
-struct InputRows {
-  Isa isa;
-  bool narrow;  // bfloat16, else float32
-  int64_t stride;
-  char* data;
-  InputRows(Isa isa, Dtype weight, int64_t width, Lines<float>* memory)
-      : isa(isa),
-        narrow(Rows::narrow(isa, weight)),
-        stride(row_bytes(width, narrow ? 2 : 4)),
-        data(reinterpret_cast<char*>(memory->data())) {}
-  char* at(int64_t row, int64_t column) const { return data + row * stride + column * (narrow ? 2 : 4); }
-  Rows rows() const { return {isa, data, stride}; }
-};
-
 // n floats to `out`, rounded to bfloat16 if narrow.
 void put(const RowMath& math, const float* x, int64_t n, bool narrow, char* out) {
   if (narrow)
@@ -52,6 +37,34 @@ void put(const RowMath& math, const float* x, int64_t n, bool narrow, char* out)
   else
     std::memcpy(out, x, static_cast<size_t>(n) * sizeof(float));
 }
+
+// `count` rows of `width` that products of a model read, while they are written.
+struct InputRows {
+  Isa isa;
+  Rows::Form form;
+  bool narrow;  // plain rows: bfloat16, else float32
+  int64_t stride;
+  char* data;
+  InputRows(Isa isa, const DecoderModel& model, int64_t width, int64_t count, Lines<float>* memory)
+      : isa(isa),
+        form(!model.quantised           ? Rows::Form::plain
+             : takes_digits(isa, count) ? Rows::Form::digits
+                                        : Rows::Form::words),
+        narrow(!model.quantised && Rows::narrow(isa, model.dtype)),
+        stride(form != Rows::Form::plain ? row_bytes(width / kQuantBlock, sizeof(RowBlock))
+                                         : row_bytes(width, narrow ? 2 : 4)),
+        data(reinterpret_cast<char*>(memory->data())) {}
+  // Whether a row must be complete before it is put.
+  bool converts() const { return narrow || form != Rows::Form::plain; }
+  // Blocks are put whole: column and n are multiples of 32 then.
+  void put_columns(const RowMath& math, const float* x, int64_t n, int64_t row, int64_t column) const {
+    if (form == Rows::Form::plain) return put(math, x, n, narrow, plain(row) + column * (narrow ? 2 : 4));
+    RowBlock* blocks = reinterpret_cast<RowBlock*>(data + row * stride) + column / kQuantBlock;
+    write_row_blocks(isa, form == Rows::Form::digits, x, n, blocks);
+  }
+  char* plain(int64_t row) const { return data + row * stride; }
+  Rows rows() const { return {isa, data, stride, form}; }
+};
 
 // What linear_into does with the outputs of a product: writes them to a (rows, width) matrix.
 struct CopyTo {
@@ -97,7 +110,9 @@ void DecoderForward::embed(const DecoderBatch& batch) {
   const int64_t width = model_.hidden;
   for_rows(batch.tokens, width, [&](int64_t i) {
     float* row = hidden_.data() + i * width;
-    if (model_.dtype == Dtype::float32)
+    if (!model_.embedding)
+      unpack_row(model_.embedding_panels, batch.ids[i], row);
+    else if (model_.embedding_dtype == Dtype::float32)
       std::memcpy(row, static_cast<const float*>(model_.embedding) + batch.ids[i] * width,
                   static_cast<size_t>(width) * sizeof(float));
     else
@@ -110,13 +125,14 @@ void DecoderForward::embed(const DecoderBatch& batch) {
 // Normed rows of the residual stream (all of them, or the listed ones), in the format of the kernels.
 Rows DecoderForward::norm(const float* weight, const int64_t* rows, int64_t count) {
   const int64_t width = model_.hidden;
-  const InputRows out(isa_, model_.dtype, width, &normed_);
+  const InputRows out(isa_, model_, width, count, &normed_);
   for_rows(count, width, [&](int64_t i) {
     static thread_local std::vector<float> scratch;  // stays in L1
-    if (out.narrow && scratch.size() < static_cast<size_t>(width)) scratch.resize(static_cast<size_t>(width));
-    float* wide = out.narrow ? scratch.data() : reinterpret_cast<float*>(out.at(i, 0));
+    if (out.converts() && scratch.size() < static_cast<size_t>(width))
+      scratch.resize(static_cast<size_t>(width));
+    float* wide = out.converts() ? scratch.data() : reinterpret_cast<float*>(out.plain(i));
     math_->rms_norm(hidden_.data() + (rows ? rows[i] : i) * width, weight, model_.eps, width, wide);
-    if (out.narrow) math_->narrow(wide, width, reinterpret_cast<bfloat16*>(out.at(i, 0)));
+    if (out.converts()) out.put_columns(*math_, wide, width, i, 0);
   });
   return out.rows();
 }
@@ -202,14 +218,27 @@ void DecoderForward::attention_block(const DecoderLayer& layer, int64_t index, c
   const int64_t tokens = batch.tokens, width = model_.q_heads * model_.head_dim;
   Clock clock;
   linear_into(layer.qkv, norm(layer.input_norm, nullptr, tokens), tokens, &layer.out,
-              CopyTo{qkv_.data(), layer.qkv.out});
+              CopyTo{qkv_.data(), (model_.q_heads + 2 * model_.kv_heads) * model_.head_dim});
   clock.add_to(&times_.qkv);
   append(layer, index, batch);
   clock.add_to(&times_.append);
   attend(layer, index, batch);
   clock.add_to(&times_.attention);
   Rows attended{isa_, attended_.data(), width * size_of(model_.dtype)};
-  if (model_.dtype == Dtype::bfloat16 && !Rows::narrow(isa_, model_.dtype)) {
+  if (model_.quantised) {  // q, k and v have been used up: their buffer is free again
+    const InputRows out(isa_, model_, width, tokens, &qkv_);
+    for_rows(tokens, width, [&](int64_t i) {
+      static thread_local std::vector<float> scratch;
+      const float* wide = reinterpret_cast<const float*>(attended_.data()) + i * width;
+      if (model_.dtype == Dtype::bfloat16) {
+        scratch.resize(static_cast<size_t>(width));
+        math_->widen(reinterpret_cast<const bfloat16*>(attended_.data()) + i * width, width, scratch.data());
+        wide = scratch.data();
+      }
+      out.put_columns(*math_, wide, width, i, 0);
+    });
+    attended = out.rows();
+  } else if (model_.dtype == Dtype::bfloat16 && !Rows::narrow(isa_, model_.dtype)) {
     for_rows(tokens, width, [&](int64_t i) {  // q, k and v have been used up: their buffer is free again
       math_->widen(reinterpret_cast<const bfloat16*>(attended_.data()) + i * width, width,
                    qkv_.data() + i * width);
@@ -224,7 +253,7 @@ void DecoderForward::mlp_block(const DecoderLayer& layer, int64_t tokens, const 
   Clock clock;
   const Rows input = norm(layer.mlp_norm, nullptr, tokens);
   const int64_t width = model_.intermediate;
-  const InputRows out(isa_, model_.dtype, width, &gated_);
+  const InputRows out(isa_, model_, width, tokens, &gated_);
   for_each_panel(layer.gate, tokens, &layer.down,
                  [&](int64_t row0, int64_t count, int64_t panel, const NextPanel& next) {
                    alignas(64) float gate[kTileRows * kPanel], up[kTileRows * kPanel];
@@ -233,7 +262,7 @@ void DecoderForward::mlp_block(const DecoderLayer& layer, int64_t tokens, const 
                    math_->gate(gate, up, count * kPanel, model_.activation, gate);
                    const int64_t column = panel * kPanel, columns = std::min(kPanel, width - column);
                    for (int64_t i = 0; i < count; ++i)
-                     put(*math_, gate + i * kPanel, columns, out.narrow, out.at(row0 + i, column));
+                     out.put_columns(*math_, gate + i * kPanel, columns, row0 + i, column);
                  });
   add_product(layer.down, out.rows(), layer.output_norm, tokens, then);
   clock.add_to(&times_.mlp);
@@ -254,18 +283,18 @@ void DecoderForward::run(const DecoderBatch& batch) {
   grow(&normed_, row_bytes(model_.hidden, 4) / 4);
   grow(&block_, model_.hidden);
   grow(&gated_, row_bytes(model_.intermediate, 4) / 4);
-  grow(&qkv_, queries + 2 * model_.kv_heads * model_.head_dim);
+  grow(&qkv_, std::max(queries + 2 * model_.kv_heads * model_.head_dim, row_bytes(queries, 4) / 4));
   grow(&query_, queries * 4);
   grow(&attended_, queries * 4);
   embed(batch);
   for (size_t i = 0; i < model_.layers.size(); ++i) {
     attention_block(model_.layers[i], static_cast<int64_t>(i), batch);
     const bool last = i + 1 == model_.layers.size();
-    mlp_block(model_.layers[i], batch.tokens, last ? &model_.head : &model_.layers[i + 1].qkv);
+    mlp_block(model_.layers[i], batch.tokens, last ? &model_.head : &model_.layers[i + 1].qkv[0]);
   }
   Clock clock;
   const Rows last = norm(model_.final_norm, batch.keep, batch.kept);
-  linear_into(model_.head, last, batch.kept, &model_.layers[0].qkv, CopyTo{batch.logits, model_.vocab});
+  linear_into(model_.head, last, batch.kept, &model_.layers[0].qkv[0], CopyTo{batch.logits, model_.vocab});
   clock.add_to(&times_.head);
 }
 

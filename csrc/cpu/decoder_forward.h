@@ -27,7 +27,8 @@ namespace fastpower {
 // All pointers are owned by the caller and must outlive the model. Norm weights are float32 (hidden or
 // head_dim).
 struct DecoderLayer {
-  Linear qkv, out, gate, up, down;
+  std::vector<Linear> qkv;  // one product, or one for each
+  Linear out, gate, up, down;
   const float* input_norm;
   const float* attention_norm;  // after the attention block, or null
   const float* mlp_norm;
@@ -50,7 +51,12 @@ struct DecoderModel {
   int64_t hidden, q_heads, kv_heads, head_dim, intermediate, vocab;
   float eps, scale, softcap, embedding_scale;
   Activation activation;
-  const void* embedding;  // (vocab, hidden) of dtype, contiguous
+  // (vocab, hidden), contiguous; or null: then its rows are unpacked from these panels
+  const void* embedding;
+  Dtype embedding_dtype;
+  Linear embedding_panels;
+  // Products take their rows as blocks of 16-bit integers (quantised_rows.h): all, or none.
+  bool quantised;
   const float* final_norm;
   Linear head;
   std::vector<Rope> ropes;

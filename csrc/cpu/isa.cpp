@@ -41,7 +41,8 @@ Isa machine_isa() {
       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+  const bool bf16 =  // every such processor has VNNI, too, which quantised products rely on
+      avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
   if (bf16 && may_use_tiles()) return Isa::amx;
   if (bf16) return Isa::avx512_bf16;
   if (avx512) return Isa::avx512;

@@ -19,6 +19,7 @@ if not (Path(__file__).parent / "reference").exists() and (_checkout / "referenc
 from fastpower.kernels.dispatch import BACKENDS, Status, backends  # noqa: E402
 from fastpower.kernels.linear import PackedLinear, linear, pack_linear  # noqa: E402
 from fastpower.kernels.paging import append_kv, copy_pages, paged_attention  # noqa: E402
+from fastpower.kernels.quantised import QuantisedBlocks, quantise  # noqa: E402
 from fastpower.kernels.resampling import Ancestors, resample  # noqa: E402
 from fastpower.kernels.sampling import TokenSamples, TokenScores, sample_tokens, score_tokens  # noqa: E402
 
@@ -26,6 +27,7 @@ __all__ = [
     "BACKENDS",
     "Ancestors",
     "PackedLinear",
+    "QuantisedBlocks",
     "Status",
     "TokenSamples",
     "TokenScores",
@@ -35,6 +37,7 @@ __all__ = [
     "linear",
     "pack_linear",
     "paged_attention",
+    "quantise",
     "resample",
     "sample_tokens",
     "score_tokens",

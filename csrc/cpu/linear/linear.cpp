@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
+#include <vector>
 
 #include "cpu/linear/linear_kernels.h"
+#include "cpu/linear/quantised_kernels.h"
 #include "cpu/parallel.h"
 #include "cpu/sampling/row_math.h"
 
@@ -60,7 +62,14 @@ void pack_linear(const Linear& linear, const void* weight, int64_t row_stride, v
   });
 }
 
+void pack_quantised_linear(const Linear& linear, const uint64_t* rows, void* panels) {
+  ask_for_huge_pages(panels, linear.packed_bytes());
+  pack_quantised(linear.format, linear.in, linear.out, rows, panels);
+}
+
 void unpack_linear(const Linear& linear, void* weight) {
+  if (linear.format != Format::dense)
+    return unpack_quantised(linear.format, linear.in, linear.out, linear.panels, static_cast<float*>(weight));
   for (int64_t row = 0; row < linear.out; ++row) {
     const char* panel = static_cast<const char*>(linear.panels) + (row / kPanel) * linear.panel_bytes();
     const int64_t c = row % kPanel;
@@ -73,6 +82,13 @@ void unpack_linear(const Linear& linear, void* weight) {
             reinterpret_cast<const uint16_t*>(panel)[(k / 2) * 2 * kPanel + 2 * c + k % 2];
     }
   }
+}
+
+void unpack_row(const Linear& linear, int64_t row, float* out) {
+  const char* panel = linear.panel_data(row / kPanel);
+  for (int64_t block = 0; block < linear.in / kQuantBlock; ++block)
+    dequantise_block(linear.format, panel_block(linear.format, panel, row % kPanel, block),
+                     out + block * kQuantBlock);
 }
 
 namespace {
@@ -114,10 +130,35 @@ void pass_blocks(const LinearKernels& kernels, const Linear& linear, const Rows&
   if (kernels.end) kernels.end();
 }
 
+void add_bias(const Linear& linear, int64_t rows, int64_t panel, float* acc) {
+  if (!linear.bias) return;
+  const int64_t column = panel * kPanel, columns = std::min(kPanel, linear.out - column);
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t c = 0; c < columns; ++c) acc[i * kPanel + c] += linear.bias[column + c];
+}
+
+// Float rows of a tile, for dense weights in a model that keeps its rows as blocks.
+Rows plain_rows(const Linear& linear, const Rows& x, int64_t row0, int64_t rows) {
+  static thread_local std::vector<float> scratch;
+  scratch.resize(static_cast<size_t>(kTileRows * linear.in));
+  for (int64_t i = 0; i < rows; ++i)
+    read_row_blocks(x.form == Rows::Form::digits, reinterpret_cast<const RowBlock*>(x.row(row0 + i)),
+                    linear.in, scratch.data() + i * linear.in);
+  return {x.isa, reinterpret_cast<const char*>(scratch.data()), linear.in * 4};
+}
+
 }  // namespace
 
 void linear_tile(const Linear& linear, const Rows& x, int64_t row0, int64_t rows, int64_t panel,
                  const char* next, float* acc) {
+  if (linear.format != Format::dense) {
+    const char* w = linear.panel_data(panel);
+    quantised_kernel(x.isa)(linear.format, linear.in, w, next ? next : w, x.form == Rows::Form::digits,
+                            x.row(row0), x.stride, rows, acc);
+    return add_bias(linear, rows, panel, acc);
+  }
+  if (x.form != Rows::Form::plain)
+    return linear_tile(linear, plain_rows(linear, x, row0, rows), 0, rows, panel, next, acc);
   const LinearKernels& kernels = linear_kernels(x.isa, linear.dtype);
   const char* w = linear.panel_data(panel);
   if (!next) next = w;
@@ -130,14 +171,11 @@ void linear_tile(const Linear& linear, const Rows& x, int64_t row0, int64_t rows
   const int64_t done = tiles > 1 ? even : 0;
   for (int64_t i = done; i < rows; i += kernels.max_rows)
     pass_once(kernels, linear, x, row0 + i, std::min(kernels.max_rows, rows - i), w, next, acc + i * kPanel);
-  if (!linear.bias) return;
-  const int64_t column = panel * kPanel, columns = std::min(kPanel, linear.out - column);
-  for (int64_t i = 0; i < rows; ++i)
-    for (int64_t c = 0; c < columns; ++c) acc[i * kPanel + c] += linear.bias[column + c];
+  add_bias(linear, rows, panel, acc);
 }
 
-LinearTasks::LinearTasks(const Linear& linear, int64_t rows)
-    : rows_(rows), panels_(linear.panel_count()), tiles_((rows + kTileRows - 1) / kTileRows) {
+LinearTasks::LinearTasks(const Linear& linear, int64_t panels, int64_t rows)
+    : rows_(rows), panels_(panels), tiles_((rows + kTileRows - 1) / kTileRows) {
   const int64_t tile_bytes = kTileRows * linear.in * size_of(linear.dtype);
   const int64_t share = (tiles_ + num_threads() - 1) / num_threads();
   block_tiles_ = std::max<int64_t>(1, std::min(kBlockBytes / tile_bytes, share));
@@ -151,12 +189,31 @@ LinearTasks::Task LinearTasks::operator[](int64_t task) const {
 }
 
 void linear(const Linear& linear, const void* x, int64_t rows, int64_t x_stride, void* y, int64_t y_stride,
-            Dtype out_dtype) {
+            Dtype out_dtype, Dtype x_dtype) {
   if (rows == 0) return;
   const Isa isa = active_isa();
   const RowMath& math = row_math(isa);
   Rows input{isa, static_cast<const char*>(x), x_stride * (linear.dtype == Dtype::float32 ? 4 : 2)};
   std::unique_ptr<char[]> scratch;
+  if (linear.format != Format::dense) {
+    const bool digits = takes_digits(isa, rows);
+    input.form = digits ? Rows::Form::digits : Rows::Form::words;
+    input.stride = linear.in / kQuantBlock * static_cast<int64_t>(sizeof(RowBlock));
+    scratch.reset(new char[static_cast<size_t>(rows * input.stride)]);
+    input.data = scratch.get();
+    const auto write = [&](int64_t i) {
+      RowBlock* target = reinterpret_cast<RowBlock*>(scratch.get() + i * input.stride);
+      if (x_dtype == Dtype::float32)
+        return write_row_blocks(isa, digits, static_cast<const float*>(x) + i * x_stride, linear.in, target);
+      std::vector<float> wide(static_cast<size_t>(linear.in));
+      math.widen(static_cast<const bfloat16*>(x) + i * x_stride, linear.in, wide.data());
+      write_row_blocks(isa, digits, wide.data(), linear.in, target);
+    };
+    if (rows * linear.in < kSerial)
+      for (int64_t i = 0; i < rows; ++i) write(i);
+    else
+      parallel_for(rows, write);
+  }
   const bool narrow = Rows::narrow(isa, linear.dtype);
   if (linear.dtype == Dtype::bfloat16 && !(narrow && linear.in % 2 == 0)) {
     const int64_t size = narrow ? 2 : 4;

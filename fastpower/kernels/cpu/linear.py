@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fastpower import _C
+from fastpower.kernels.quantised import FORMATS, aligned
 
 if TYPE_CHECKING:
     from fastpower.kernels.linear import PackedLinear
@@ -16,13 +17,17 @@ def pack(weight: torch.Tensor) -> torch.Tensor:
     out_features, in_features = weight.shape
     bfloat16 = weight.dtype == torch.bfloat16
     size = _C.packed_linear_bytes(bfloat16, in_features, out_features)
-    panels = torch.empty(size + 64, dtype=torch.uint8)
-    panels = panels[-panels.data_ptr() % 64 :][:size]
+    panels = aligned(size)
     _C.pack_linear(bfloat16, in_features, out_features, weight.data_ptr(), weight.stride(0), panels.data_ptr())
     return panels
 
 
 def unpack(packed: PackedLinear) -> torch.Tensor:
+    if packed.format is not None:
+        out = torch.empty(packed.out_features, packed.in_features)
+        type = FORMATS[packed.format].type
+        _C.unpack_quantised(type, packed.in_features, packed.out_features, packed.panels.data_ptr(), out.data_ptr())
+        return out
     weight = torch.empty(packed.out_features, packed.in_features, dtype=packed.dtype)
     bfloat16 = packed.dtype == torch.bfloat16
     _C.unpack_linear(bfloat16, packed.in_features, packed.out_features, packed.panels.data_ptr(), weight.data_ptr())
@@ -33,6 +38,22 @@ def linear(x: torch.Tensor, packed: PackedLinear, out_dtype: torch.dtype) -> tor
     if x.stride(1) != 1 and x.shape[1] > 1:
         x = x.contiguous()
     y = torch.empty(x.shape[0], packed.out_features, dtype=out_dtype)
+    if packed.format is not None:
+        _C.quantised_linear(
+            FORMATS[packed.format].type,
+            packed.in_features,
+            packed.out_features,
+            packed.panels.data_ptr(),
+            0 if packed.bias is None else packed.bias.data_ptr(),
+            x.data_ptr(),
+            x.dtype == torch.bfloat16,
+            x.shape[0],
+            x.stride(0),
+            y.data_ptr(),
+            y.stride(0),
+            out_dtype == torch.bfloat16,
+        )
+        return y
     _C.linear(
         packed.dtype == torch.bfloat16,
         packed.in_features,

@@ -1,0 +1,59 @@
+// Words on AVX-512, with or without VNNI: R rows × 2 vectors of 16 columns, up to 24 accumulators.
+
+template <Format F, int R>
+FASTPOWER_TARGET void multiply_rows(const UnpackedBlock& block, const char* rows, int64_t stride,
+                                    float* acc) {
+  constexpr int kSteps = group_of(F) / 2;
+  for (int g = 0; g < 16 / kSteps; ++g) {
+    __m512i sum[R][2];
+#pragma GCC unroll 12
+    for (int r = 0; r < R; ++r) {
+      const RowBlock& x = *reinterpret_cast<const RowBlock*>(rows + r * stride);
+      const int32_t offset = offset_of(F) * (kSteps == 16 ? x.sums[0] + x.sums[1] : x.sums[g]);
+      sum[r][0] = sum[r][1] = _mm512_set1_epi32(-offset);
+    }
+    const int16_t* w = block.words + g * kSteps * 64;
+    const char* at = rows + g * kSteps * 4;
+#pragma GCC unroll 4
+    for (int s = 0; s < kSteps; ++s, w += 64, at += 4) {
+      const __m512i w0 = _mm512_load_si512(w), w1 = _mm512_load_si512(w + 32);
+#pragma GCC unroll 12
+      for (int r = 0; r < R; ++r) {
+        int32_t pair;
+        std::memcpy(&pair, at + r * stride, 4);
+        const __m512i x = _mm512_set1_epi32(pair);
+        sum[r][0] = FASTPOWER_DOT(sum[r][0], w0, x);
+        sum[r][1] = FASTPOWER_DOT(sum[r][1], w1, x);
+      }
+    }
+#pragma GCC unroll 12
+    for (int r = 0; r < R; ++r) {
+      const RowBlock& x = *reinterpret_cast<const RowBlock*>(rows + r * stride);
+      const __m512 scale = _mm512_set1_ps(x.scale);
+#pragma GCC unroll 2
+      for (int h = 0; h < 2; ++h) {
+        float* target = acc + r * kColumns + 16 * h;
+        const __m512 t = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[r][h]), scale);
+        __m512 total = _mm512_fmadd_ps(t, _mm512_load_ps(block.a[g] + 16 * h), _mm512_load_ps(target));
+        if constexpr (has_min(F))
+          total = _mm512_fnmadd_ps(_mm512_load_ps(block.b + 16 * h), _mm512_set1_ps(x.sum), total);
+        _mm512_store_ps(target, total);
+      }
+    }
+  }
+}
+
+template <Format F>
+FASTPOWER_TARGET void multiply(const UnpackedBlock& block, const char* rows, int64_t stride, int64_t count,
+                               float* acc) {
+  using Rows = void (*)(const UnpackedBlock&, const char*, int64_t, float*);
+  static constexpr Rows kRows[] = {multiply_rows<F, 1>,  multiply_rows<F, 2>,  multiply_rows<F, 3>,
+                                   multiply_rows<F, 4>,  multiply_rows<F, 5>,  multiply_rows<F, 6>,
+                                   multiply_rows<F, 7>,  multiply_rows<F, 8>,  multiply_rows<F, 9>,
+                                   multiply_rows<F, 10>, multiply_rows<F, 11>, multiply_rows<F, 12>};
+  const int64_t tiles = (count + 11) / 12;  // of equal height
+  for (int64_t t = 0; t < tiles; ++t) {
+    const int64_t begin = count * t / tiles, end = count * (t + 1) / tiles;
+    kRows[end - begin - 1](block, rows + begin * stride, stride, acc + begin * kColumns);
+  }
+}

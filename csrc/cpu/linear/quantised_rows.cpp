@@ -1,0 +1,118 @@
+#include "cpu/linear/quantised_rows.h"
+
+#include <cmath>
+#include <cstring>
+
+namespace fastpower {
+namespace {
+
+#define FASTPOWER_BODY static inline __attribute__((always_inline))
+
+// 127 · 256 + 127: a larger one would need a high digit of 128.
+constexpr float kLargest = 32639.0f;
+
+// Adding it rounds |x| < 2²² to an integer, ties to even, which then sits in the low bits.
+constexpr float kMagic = 12582912.0f;
+
+// Bits of the power of two that brings the largest magnitude (as bits) to (16319, 32639]; zero for a block of
+// zeros or subnormals of no weight, below 2^-100.
+FASTPOWER_BODY uint32_t exponent_up(uint32_t largest) {
+  const int exponent = static_cast<int>(largest >> 23) - 127;  // of the largest
+  if (exponent < -100) return 0;
+  int up = 14 - exponent;
+  const uint32_t significand = largest & 0x7fffffu;
+  constexpr uint32_t kLimit = 0x7eff00u;  // of 32639 = 1.9921264… · 2¹⁴, rounding up included
+  if (significand >= kLimit) --up;
+  return static_cast<uint32_t>(up + 127) << 23;
+}
+
+FASTPOWER_BODY void write_body(bool digits, const float* x, int64_t n, RowBlock* out) {
+  for (int64_t b = 0; b < n / kQuantBlock; ++b, x += kQuantBlock, ++out) {
+    uint32_t largest = 0;
+    uint32_t bits[kQuantBlock];
+    std::memcpy(bits, x, sizeof(bits));
+    for (int j = 0; j < kQuantBlock; ++j) {
+      const uint32_t magnitude = bits[j] & 0x7fffffffu;
+      largest = magnitude > largest ? magnitude : largest;
+    }
+    int32_t q[kQuantBlock];
+    if (largest >= 0x7f800000u) {
+      for (int j = 0; j < kQuantBlock; ++j) q[j] = 0;
+      out->scale = std::nanf("");
+    } else {
+      const uint32_t up_bits = exponent_up(largest);
+      float up;
+      std::memcpy(&up, &up_bits, 4);
+      for (int j = 0; j < kQuantBlock; ++j) {
+        const float shifted = x[j] * up + kMagic;
+        int32_t rounded;
+        std::memcpy(&rounded, &shifted, 4);
+        q[j] = rounded - 0x4b400000;
+      }
+      const uint32_t down_bits = up_bits ? (254u << 23) - up_bits : 0;
+      std::memcpy(&out->scale, &down_bits, 4);
+    }
+    int32_t sums[2] = {0, 0};
+    for (int j = 0; j < 16; ++j) {
+      sums[0] += q[j];
+      sums[1] += q[j + 16];
+    }
+    out->sums[0] = sums[0];
+    out->sums[1] = sums[1];
+    out->sum = out->scale * static_cast<float>(sums[0] + sums[1]);
+    if (digits) {
+      int8_t* d = reinterpret_cast<int8_t*>(out->x);
+      for (int i = 0; i < kQuantBlock / 4; ++i)
+        for (int j = 0; j < 4; ++j) {
+          const int32_t value = q[4 * i + j], low = static_cast<int8_t>(value);
+          d[8 * i + j] = static_cast<int8_t>((value - low) / 256);
+          d[8 * i + 4 + j] = static_cast<int8_t>(low);
+        }
+    } else {
+      for (int i = 0; i < kQuantBlock; i += 4) {
+        out->x[i] = static_cast<int16_t>(q[i]);
+        out->x[i + 1] = static_cast<int16_t>(q[i + 2]);
+        out->x[i + 2] = static_cast<int16_t>(q[i + 1]);
+        out->x[i + 3] = static_cast<int16_t>(q[i + 3]);
+      }
+    }
+  }
+}
+
+void portable(bool digits, const float* x, int64_t n, RowBlock* out) { write_body(digits, x, n, out); }
+#if defined(__x86_64__)
+FASTPOWER_AVX2 void avx2(bool digits, const float* x, int64_t n, RowBlock* out) {
+  write_body(digits, x, n, out);
+}
+FASTPOWER_AVX512 void avx512(bool digits, const float* x, int64_t n, RowBlock* out) {
+  write_body(digits, x, n, out);
+}
+#endif
+
+}  // namespace
+
+void write_row_blocks(Isa isa, bool digits, const float* x, int64_t n, RowBlock* out) {
+#if defined(__x86_64__)
+  if (isa >= Isa::avx512) return avx512(digits, x, n, out);
+  if (isa == Isa::avx2) return avx2(digits, x, n, out);
+#endif
+  (void)isa;
+  portable(digits, x, n, out);
+}
+
+void read_row_blocks(bool digits, const RowBlock* blocks, int64_t n, float* out) {
+  for (int64_t b = 0; b < n / kQuantBlock; ++b, ++blocks)
+    for (int64_t j = 0; j < kQuantBlock; ++j, ++out) {
+      int32_t value;
+      if (digits) {
+        const int8_t* d = reinterpret_cast<const int8_t*>(blocks->x) + j / 4 * 8 + j % 4;
+        value = 256 * d[0] + d[4];
+      } else {
+        constexpr int kPlace[] = {0, 2, 1, 3};
+        value = blocks->x[j / 4 * 4 + kPlace[j % 4]];
+      }
+      *out = blocks->scale * static_cast<float>(value);
+    }
+}
+
+}  // namespace fastpower
