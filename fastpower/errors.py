@@ -44,6 +44,10 @@ class BackendUnavailable(FastpowerError, RuntimeError):
     """A kernel backend that cannot run in this process or on these tensors; the message says why."""
 
 
+class Ended(FastpowerError, RuntimeError):
+    """A job that was ended from outside before it had anything to return."""
+
+
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C. Like KeyboardInterrupt it is no Exception, so that nothing goes on after it by mistake.
 

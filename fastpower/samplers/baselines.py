@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from fastpower.chains.chain import Chain, Run
 from fastpower.chains.outcome import Outcome
 from fastpower.chains.record import Record
-from fastpower.chains.requests import Rollout
+from fastpower.chains.requests import Rollout, Watch
 from fastpower.target import PowerTarget
 
 
@@ -20,10 +20,14 @@ class Plain:
     target: PowerTarget = field(default_factory=PowerTarget)
     method: ClassVar[str] = "plain"
 
+    @property
+    def exponent(self) -> float:
+        """Of the law that tokens are drawn from."""
+        return 1.0
+
     def run(self, chain: Chain) -> Run:
         """One rollout."""
-        [record] = yield from draws(chain, self.target, 1.0, 1)
-        return Outcome(record, exact=self.target.alpha == 1.0)
+        return Watched(self).run(chain)
 
 
 @dataclass(frozen=True)
@@ -33,9 +37,36 @@ class LowTemperature:
     target: PowerTarget = field(default_factory=PowerTarget)
     method: ClassVar[str] = "low_temperature"
 
+    @property
+    def exponent(self) -> float:
+        """Of the law that tokens are drawn from."""
+        return self.target.alpha
+
     def run(self, chain: Chain) -> Run:
         """One rollout."""
-        [record] = yield from draws(chain, self.target, self.target.alpha, 1)
+        return Watched(self).run(chain)
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A sampler that draws once and keeps it, and who looks on: the same draw, told token by token."""
+
+    sampler: Plain | LowTemperature
+    watch: Watch | None = None
+
+    @property
+    def target(self) -> PowerTarget:
+        """That of the sampler."""
+        return self.sampler.target
+
+    @property
+    def method(self) -> str:
+        """The sampler's."""
+        return self.sampler.method
+
+    def run(self, chain: Chain) -> Run:
+        """One rollout."""
+        [record] = yield from draws(chain, self.target, self.sampler.exponent, 1, watch=self.watch)
         return Outcome(record, exact=self.target.alpha == 1.0)
 
 
@@ -75,7 +106,7 @@ class BestOfN:
 
 
 def draws(
-    chain: Chain, target: PowerTarget, alpha: float, count: int, first: int = 0
+    chain: Chain, target: PowerTarget, alpha: float, count: int, first: int = 0, watch: Watch | None = None
 ) -> Generator[Any, Any, list[Record]]:
     """``count`` independent answers from q ∝ p^alpha, token by token."""
     suffixes = yield [
@@ -86,6 +117,7 @@ def draws(
             chain.key("answer", first + i),
             alpha,
             (target.alpha,),
+            watch=watch,
         )
         for i in range(count)
     ]

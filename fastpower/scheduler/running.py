@@ -17,6 +17,7 @@ from fastpower.chains.chain import Chain, Run
 from fastpower.chains.job import Finished, Job
 from fastpower.chains.outcome import Outcome
 from fastpower.chains.requests import Request, Response, Ticket, check
+from fastpower.errors import Ended
 
 
 class Live:
@@ -120,6 +121,18 @@ class Roster:
         """Chains that have ended since the last call."""
         finished, self._finished = self._finished, []
         return finished
+
+    def end(self, job: Job) -> None:
+        """Finish a job's chain now, as far as it got."""
+        for live in self.live:
+            if live.job is job:
+                outcome = live.chain.partial() if live.chain.partial is not None else None
+                if live in self.ready:
+                    self.ready.remove(live)
+                self._finish(
+                    live, outcome, None if outcome is not None else Ended("it was ended before it had a result")
+                )
+                return
 
     def abandon(self) -> list[Finished]:
         """Stop all chains: those that have an outcome nobody asked for, and those under way, as far as they got."""

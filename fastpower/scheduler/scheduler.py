@@ -32,6 +32,7 @@ from fastpower.scheduler.scoring import Scoring, score_together
 _CHEAP_ROWS = 8
 # NAN | MASKED of fastpower.kernels.Status; written out so that the hot loop compares integers.
 _BAD_ROW = 1 | 2
+_END = object()  # no job is left, nor will be
 
 
 class Scheduler:
@@ -77,7 +78,7 @@ class Scheduler:
         self._open: dict[tuple[int, int], Lane] = {}  # (id of parent, length) → lane that has not drawn yet
         self._counter = itertools.count()
         self._pressed = False  # memory ran out: admit nothing until something is given back
-        self._exhausted = False  # no job is left to begin
+        self._exhausted = False  # no job is there to begin
 
     @property
     def live(self) -> list[Live]:
@@ -86,28 +87,30 @@ class Scheduler:
 
     # -- running -----------------------------------------------------------------------------------------------
 
-    def run(self, jobs: Iterable[Job]) -> Iterator[Finished]:
-        """Run all jobs, yielding each as it finishes (in order of finishing). Jobs are taken lazily.
+    def run(self, jobs: Iterable[Job | None]) -> Iterator[Finished]:
+        """Run all jobs, yielding each as it finishes (in order of finishing). Jobs are taken lazily; None among them
+        says that none is there now but more may come, and is asked again after the next step.
 
         Closing the iterator, or an exception such as Ctrl-C, stops everything; ``unfinished`` then holds what was not
         yielded any more: chains that were under way, as far as they got.
         """
         queue = iter(jobs)
-        self._exhausted = False
+        self._exhausted = ended = False
         self.residence.running = True
         try:
             while True:
-                joining = not self._exhausted and not (self.lock_step and self.live)
+                joining = not ended and not (self.lock_step and self.live)
                 while joining and len(self.live) < self.max_chains and len(self._lanes) < self.max_rows:
-                    job = next(queue, None)
-                    if job is None:
-                        self._exhausted, joining = True, False
-                    else:
+                    job = next(queue, _END)
+                    ended = job is _END
+                    self._exhausted = ended or job is None
+                    joining = not self._exhausted
+                    if isinstance(job, Job):
                         self._begin(job)
                         self._roster.advance()
                 yield from self._roster.finished()
                 if not self.live:
-                    if self._exhausted:
+                    if ended:
                         return
                     continue
                 self._step()
@@ -117,6 +120,11 @@ class Scheduler:
                 yield from self._roster.finished()
         finally:
             self._abandon()
+
+    def end(self, job: Job) -> None:
+        """End a job between two steps (from ``on_step``): it finishes as far as it got, ``complete`` being False, or
+        with ``Ended`` as its error if it has nothing to return. Others go on; nothing happens if it has ended."""
+        self._roster.end(job)
 
     def _begin(self, job: Job) -> None:
         chain = Chain(job.sampler, self.residence.root(job.prompt), job.seed, job.prompt_id, job.chain)
