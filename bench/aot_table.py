@@ -3,7 +3,7 @@
     python bench/aot_table.py                                     # the table, every target
     python bench/aot_table.py --targets cuda:90 --match sample    # part of it
     python bench/aot_table.py --json FILE                         # the same numbers, for tests/triton/aot_baseline.json
-    python bench/aot_table.py --known FILE                        # compile only what FILE has no numbers of, and a sample
+    python bench/aot_table.py --known FILE                        # compile what FILE has no numbers of, and a sample
 
 Per kernel and target: registers per thread, bytes spilled, bytes of shared memory, machine instructions. NVIDIA
 numbers are read from the cubin (ptxas, cuobjdump, nvdisasm ship inside triton), AMD numbers from the code object's

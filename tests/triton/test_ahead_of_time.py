@@ -70,8 +70,8 @@ print(len(names))
 def compile_ahead(tmp_path, *options):
     """What bench/aot_table.py says of the kernels: {"kernel target": numbers}, and its triton version.
 
-    Numbers of the baseline stand for kernels that have not changed since, nor the compiler; a sample of those is compiled
-    all the same.
+    Numbers of the baseline stand for kernels that have not changed since, nor the compiler; a sample of those is
+    compiled all the same.
     """
     out = tmp_path / "aot.json"
     command = [sys.executable, "-W", "ignore", "bench/aot_table.py", "--json", str(out), "--known", str(BASELINE)]
@@ -83,7 +83,7 @@ def compile_ahead(tmp_path, *options):
 
 
 def assert_lean(kernels, version):
-    """No spills; against the baseline made with the same triton, no growth, and nothing of unchanged kernels differs."""
+    """No spills; against the baseline made with the same triton, no growth; unchanged kernels do not differ."""
     failed = {name: row["error"] for name, row in kernels.items() if "error" in row}
     assert not failed, failed
     assert not {name: row for name, row in kernels.items() if row["spills"]}
