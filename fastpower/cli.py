@@ -15,7 +15,7 @@ import fastpower
 from fastpower.errors import FastpowerError, Interrupted, OutOfMemory
 
 # Modules are imported before parsing, so none of them may import torch at its top.
-COMMANDS = ("sample", "compare", "eval", "serve", "plot", "bench", "env", "completion")
+COMMANDS = ("sample", "compare", "eval", "advise", "serve", "plot", "bench", "env", "completion")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, overload
 
+from fastpower.results.pools import Reweighted, reweight
 from fastpower.results.result import Result
 
 
@@ -37,6 +38,24 @@ class Results(Sequence[Result]):
 
     def __repr__(self) -> str:
         return f"Results({len(self)} answers)"
+
+    def reweight(self, alpha: float) -> dict[str, Reweighted]:
+        """What p^alpha would make of answers that were drawn by ``plain`` or ``low_temperature``, without model calls.
+
+        Args:
+            alpha: any exponent, whatever these were drawn for.
+
+        Returns:
+            For each prompt id, the weights of its answers (in order), their effective number and log Ẑ(alpha); see
+            ``fastpower.results.pools``.
+
+        Raises:
+            ValueError: answers of other methods, or pools that cannot be combined.
+        """
+        groups: dict[str, list[Result]] = {}
+        for result in self:
+            groups.setdefault(result.prompt_id, []).append(result)
+        return {prompt: reweight(group, alpha) for prompt, group in groups.items()}
 
     def to_dict(self) -> list[dict[str, Any]]:
         """JSON-able dictionaries, one per answer."""
