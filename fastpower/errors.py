@@ -28,6 +28,10 @@ class ModelNotFound(FastpowerError, FileNotFoundError):
     """A model that is not there: a wrong path or name, or a package that is not installed."""
 
 
+class InvalidModelFile(FastpowerError, ValueError):
+    """A model file that is there but broken or incomplete; the message names file, tensor and remedy."""
+
+
 class OutOfMemory(FastpowerError, MemoryError):
     """Something does not fit, found before it is loaded or allocated; the message names bytes needed and available."""
 

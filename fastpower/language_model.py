@@ -53,6 +53,7 @@ def load(
     tokenizer: Any = None,
     *,
     dtype: str | torch.dtype = "float32",
+    weights: str | None = None,
     device: str | torch.device | None = None,
     chat: bool | None = None,
     cache_tokens: int | None = None,
@@ -65,25 +66,50 @@ def load(
                      folder, a .gguf file, a hub id, a loaded transformers model (give its tokenizer too), a decoder, or
                      a LanguageModel (returned as it is)
     dtype, device, **kwargs   for transformers' from_pretrained; not with a loaded model
+    weights          "q8" or "q4": round the weights of any checkpoint that the fused forward takes (Llama, Mistral,
+                     Qwen2, Qwen3, Gemma-3, on the CPU) to 8 or 4 bits and keep nothing else of them: 8.5 or 4.5 bits a
+                     weight are held and read per step; answers are exact for the rounded model. ``dtype`` is then that
+                     of K/V
     chat             see LanguageModel
     cache_tokens     tokens of K/V that the cache may hold; default: a quarter of the free memory
     decoder_options  for TransformersDecoder (page_size, backend, …)
 
-    Raises ModelNotFound, UnsupportedModel (its state is not a plain K/V cache), ValueError.
+    A .gguf file is read directly and its weights stay as small as they are (Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K,
+    Q6_K; architectures llama, qwen2, qwen3, gemma3; on the CPU), so that it takes its own size of memory and a step
+    reads just that. Anything else is unpacked by transformers, after a warning that says why.
+
+    Raises ModelNotFound, InvalidModelFile (broken or incomplete), UnsupportedModel (its state is not a plain K/V
+    cache), OutOfMemory, ValueError.
     """
     if isinstance(model, LanguageModel):
         return model
     if isinstance(model, Decoder):
         return LanguageModel(model, tokenizer, type(model).__name__, chat)
+    from fastpower.decoders.quantised.loading import gguf_files, open_gguf, quantise_model
     from fastpower.decoders.transformers import TransformersDecoder
 
-    name = DEFAULT_MODEL
-    if model is None or isinstance(model, (str, os.PathLike)):
-        name = name if model is None else os.fspath(model)
+    name = _name(model)
+    options = {"cache_tokens": cache_tokens, **(decoder_options or {})}
+    by_name = model is None or isinstance(model, (str, os.PathLike))
+    files = gguf_files(model) if by_name else None
+    if not by_name and kwargs:
+        raise ValueError(f"{sorted(kwargs)} cannot be applied to a model that is already loaded")
+    if weights is not None:
+        rounded = quantise_model(model, tokenizer, weights, dtype=dtype, device=device, options=options, **kwargs)
+        return LanguageModel(rounded, rounded.tokenizer, name, chat)
+    if files is not None:
+        direct = open_gguf(files, dtype=dtype, device=device, options=options, kwargs=kwargs)
+        if direct is not None:
+            return LanguageModel(direct, direct.tokenizer, name, chat)
+    if by_name:
         model, tokenizer = load_model(model, dtype=dtype, device=device, **kwargs)
-    else:
-        if kwargs:
-            raise ValueError(f"{sorted(kwargs)} cannot be applied to a model that is already loaded")
-        name = getattr(getattr(model, "config", None), "name_or_path", "") or type(model).__name__
     decoder = TransformersDecoder(model, tokenizer, cache_tokens=cache_tokens, **(decoder_options or {}))
     return LanguageModel(decoder, tokenizer, name, chat)
+
+
+def _name(model: Any) -> str:
+    if model is None:
+        return DEFAULT_MODEL
+    if isinstance(model, (str, os.PathLike)):
+        return os.fspath(model)
+    return getattr(getattr(model, "config", None), "name_or_path", "") or type(model).__name__

@@ -78,7 +78,7 @@ def linear(
     ``cpu``: each output is summed over the inputs in one fixed order, so a row's bits do not depend on the other rows,
     its index, or the number of threads. No gradient.
 
-    Quantised weights take x in float32 or bfloat16 and round it to 16 bits of block floating point: by at most 2⁻¹⁵ of
+    Quantised weights take x in float32 or bfloat16 and round it to 16 bits of block floating point: by at most 2⁻¹⁶ of
     the largest of each 32 neighbours of a row. Sums over 32 inputs are then exact, and each is scaled and added in
     float32. A row whose 32 neighbours include an infinity or NaN gives NaN.
 

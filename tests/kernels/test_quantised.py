@@ -50,7 +50,7 @@ def test_values_are_those_of_the_gguf_library_bit_for_bit(format, shape):
 @every_format
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_error_at_most_twice_that_of_torch_in_bfloat16(isa, format, dtype):
-    """A stricter twin: at most 2⁻¹⁵ of the largest of each 32 inputs, and float32 rounding."""
+    """A stricter twin: at most 2⁻¹⁶ of the largest of each 32 inputs, and float32 rounding."""
     weight, bias = weights(format, 65, 5), rows(1, 65)[0]
     exact_weight = weight.dequantise().double()
     x = rows(7, weight.in_features, dtype)
@@ -62,7 +62,7 @@ def test_error_at_most_twice_that_of_torch_in_bfloat16(isa, format, dtype):
     largest = x.double().abs().reshape(7, -1, 32).amax(2, keepdim=True).expand(-1, -1, 32).reshape(x.shape)
     size = x.double().abs() @ exact_weight.abs().T + bias.double().abs()
     # float32: the scaled sum of a block and the subtraction of its min, each a rounding of numbers above the values
-    assert (ours <= 2.0**-15 * (largest @ exact_weight.abs().T) + 32 * 2.0**-24 * size + 1e-4).all()
+    assert (ours <= 1.001 * 2.0**-16 * (largest @ exact_weight.abs().T) + 32 * 2.0**-24 * size + 1e-4).all()
 
 
 @every_isa
@@ -127,7 +127,7 @@ def test_rows_of_any_size_keep_their_precision(isa):
     exact = x.double() @ weight.dequantise().double().T
     packed = pack_linear(weight)
     largest = x.double().abs().reshape(9, 4, 32).amax(2, keepdim=True).expand(9, 4, 32).reshape(9, 128)
-    bound = 2.0**-14 * (largest @ weight.dequantise().double().abs().T)
+    bound = 2.0**-15 * (largest @ weight.dequantise().double().abs().T)
     for part in (slice(0, 4), slice(4, 8), slice(0, 9)):
         y = linear(x[part].contiguous(), packed).double()
         assert ((y - exact[part]).abs() <= bound[part] + 1e-30).all()

@@ -14,17 +14,8 @@ constexpr float kLargest = 32639.0f;
 // Adding it rounds |x| < 2²² to an integer, ties to even, which then sits in the low bits.
 constexpr float kMagic = 12582912.0f;
 
-// Bits of the power of two that brings the largest magnitude (as bits) to (16319, 32639]; zero for a block of
-// zeros or subnormals of no weight, below 2^-100.
-FASTPOWER_BODY uint32_t exponent_up(uint32_t largest) {
-  const int exponent = static_cast<int>(largest >> 23) - 127;  // of the largest
-  if (exponent < -100) return 0;
-  int up = 14 - exponent;
-  const uint32_t significand = largest & 0x7fffffu;
-  constexpr uint32_t kLimit = 0x7eff00u;  // of 32639 = 1.9921264… · 2¹⁴, rounding up included
-  if (significand >= kLimit) --up;
-  return static_cast<uint32_t>(up + 127) << 23;
-}
+// Blocks whose largest magnitude is smaller are zero: 1 / scale would not be finite.
+constexpr float kSmallest = 7.888609e-31f;  // 2^-100
 
 FASTPOWER_BODY void write_body(bool digits, const float* x, int64_t n, RowBlock* out) {
   for (int64_t b = 0; b < n / kQuantBlock; ++b, x += kQuantBlock, ++out) {
@@ -40,17 +31,17 @@ FASTPOWER_BODY void write_body(bool digits, const float* x, int64_t n, RowBlock*
       for (int j = 0; j < kQuantBlock; ++j) q[j] = 0;
       out->scale = std::nanf("");
     } else {
-      const uint32_t up_bits = exponent_up(largest);
-      float up;
-      std::memcpy(&up, &up_bits, 4);
+      float magnitude;
+      std::memcpy(&magnitude, &largest, 4);
+      const bool some = magnitude >= kSmallest;
+      const float up = some ? kLargest / magnitude : 0.0f;
+      out->scale = some ? magnitude / kLargest : 0.0f;
       for (int j = 0; j < kQuantBlock; ++j) {
         const float shifted = x[j] * up + kMagic;
         int32_t rounded;
         std::memcpy(&rounded, &shifted, 4);
         q[j] = rounded - 0x4b400000;
       }
-      const uint32_t down_bits = up_bits ? (254u << 23) - up_bits : 0;
-      std::memcpy(&out->scale, &down_bits, 4);
     }
     int32_t sums[2] = {0, 0};
     for (int j = 0; j < 16; ++j) {

@@ -1,8 +1,8 @@
 // Rows that quantised weights are multiplied with: block floating point with 16 bits.
 //
-// 32 neighbours of a row share a power of two, chosen so that the largest of them is a 15-bit integer, and
-// are rounded to nearest. So a value is off by at most 2⁻¹⁵ of the largest of its 32, where bfloat16 is off
-// by up to 2⁻⁹ of itself. What it buys: the sum over a block is a sum of integers, exact in any order, on any
+// 32 neighbours of a row share a scale, chosen so that the largest of them becomes ±32639, and are rounded to
+// nearest. So a value is off by at most 2⁻¹⁶ of the largest of its 32, where bfloat16 is off by up to 2⁻⁹ of
+// itself. What it buys: the sum over a block is a sum of integers, exact in any order, on any
 // instruction set and by any kernel; only the sum over blocks is floating point, in one fixed order.
 //
 // Two forms of the same integers x: words, and digits x = 256 high + low of signed bytes, with which few rows

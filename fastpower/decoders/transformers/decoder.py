@@ -23,7 +23,7 @@ from fastpower.decoders.transformers import scores, verification
 from fastpower.decoders.transformers.attention import Step, register_attention
 from fastpower.decoders.transformers.compiled import CompiledDecode
 from fastpower.decoders.transformers.fused import FusedForward
-from fastpower.decoders.transformers.layout import kv_layout, refuse_by_config, refuse_by_placement
+from fastpower.decoders.transformers.layout import KVLayout, kv_layout, refuse_by_config, refuse_by_placement
 from fastpower.decoders.transformers.packing import PackedBatch, Packer
 from fastpower.decoders.transformers.substitution import Substitution
 from fastpower.decoders.transformers.transfer import to_device, to_host
@@ -85,7 +85,7 @@ class TransformersDecoder:
             layout = kv_layout(model)
         self.layout = layout
         self.vocab_size, self.max_length = layout.vocab_size, layout.max_length
-        self.eos_ids = _eos_ids(model, tokenizer)
+        self.eos_ids = eos_ids(model, tokenizer)
         self._append_kv = resolve("append_kv", backend, layout.device)
         self._attention_kernel = resolve("paged_attention", backend, layout.device)
         self._fused: FusedForward | None = None
@@ -96,26 +96,7 @@ class TransformersDecoder:
             self._fused = None if compile else FusedForward.of(model)
             if self._fused is None:
                 self._substitution.accelerate()
-        per_token = 2 * layout.num_layers * layout.num_kv_heads * layout.head_dim * layout.dtype.itemsize
-        if cache_tokens is None:
-            affordable = int(memory.available(layout.device) * memory_fraction) // per_token
-            cache_tokens = max(min(affordable, 64 * layout.max_length, 2**31 - 1 - page_size), page_size)
-        pages = -(-cache_tokens // page_size)
-        memory.require(
-            pages * page_size * per_token,
-            f"a K/V cache of {pages * page_size} tokens (pages: {pages})",
-            "give a smaller cache_tokens or a narrower dtype, or free memory",
-            layout.device,
-        )
-        self.cache = PagedCache(
-            layout.num_layers,
-            layout.num_kv_heads,
-            layout.head_dim,
-            page_size=page_size,
-            cache_tokens=cache_tokens,
-            dtype=layout.dtype,
-            device=layout.device,
-        )
+        self.cache = paged_cache(layout, cache_tokens, memory_fraction, page_size)
         self._compiled: CompiledDecode | None = None
         if compile:
             self._compiled = CompiledDecode(model, self.cache, backend, "inductor" if compile is True else compile)
@@ -166,16 +147,19 @@ class TransformersDecoder:
         through ``.data``, numpy or a pointer is not, and remembered K/V never go by themselves. Raises ValueError,
         nothing changed, while sequences are held: their K/V belong to the old weights.
         """
+        self._refuse_held()
+        self.cache.forget()
+        if self._fused is not None:
+            self._fused = FusedForward(self.model)
+        self._substitution.repack()
+
+    def _refuse_held(self) -> None:
         held = self.stats()["sequences"]
         if held:
             raise ValueError(
                 f"{held} sequences still hold K/V of the old weights: free them first (finished chains and schedulers "
                 "hold theirs until they are deleted)"
             )
-        self.cache.forget()
-        if self._fused is not None:
-            self._fused = FusedForward(self.model)
-        self._substitution.repack()
 
     # -------------------------------------------------------------------------------------------------- forward
 
@@ -216,6 +200,14 @@ class TransformersDecoder:
     def stats(self) -> dict[str, int]:
         """The cache's ``stats()``: pages, tokens and bytes, free and in use."""
         return self.cache.stats()
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights that a step reads: those that multiply; an embedding of its own is only looked up."""
+        weights = sum(parameter.nbytes for parameter in self.model.parameters())
+        embedding = self.model.get_input_embeddings().weight
+        own = self.model.get_output_embeddings().weight is not embedding
+        return int(weights - (embedding.nbytes if own else 0))
 
     def close(self) -> None:
         """Give the cache's memory back. The decoder cannot be used afterwards; the model can."""
@@ -335,7 +327,34 @@ class TransformersDecoder:
                 self.free(sequence)
 
 
-def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+def paged_cache(layout: KVLayout, cache_tokens: int | None, memory_fraction: float, page_size: int) -> PagedCache:
+    """A cache of that many tokens, or of that fraction of the memory that is free (at most 64 full contexts).
+
+    Raises OutOfMemory before anything is allocated.
+    """
+    per_token = 2 * layout.num_layers * layout.num_kv_heads * layout.head_dim * layout.dtype.itemsize
+    if cache_tokens is None:
+        affordable = int(memory.available(layout.device) * memory_fraction) // per_token
+        cache_tokens = max(min(affordable, 64 * layout.max_length, 2**31 - 1 - page_size), page_size)
+    pages = -(-cache_tokens // page_size)
+    memory.require(
+        pages * page_size * per_token,
+        f"a K/V cache of {pages * page_size} tokens (pages: {pages})",
+        "give a smaller cache_tokens or a narrower dtype, or free memory",
+        layout.device,
+    )
+    return PagedCache(
+        layout.num_layers,
+        layout.num_kv_heads,
+        layout.head_dim,
+        page_size=page_size,
+        cache_tokens=cache_tokens,
+        dtype=layout.dtype,
+        device=layout.device,
+    )
+
+
+def eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     """Stop tokens of the generation config and of the tokenizer; a model may have none."""
     found = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ids = set(found) if isinstance(found, (list, tuple)) else {found}

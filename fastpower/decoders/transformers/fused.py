@@ -145,7 +145,7 @@ class FusedForward:
         scale = getattr(embedding, "embed_scale", None)
         head_dim = attention.head_dim
         self.vocab_size = model.lm_head.weight.shape[0]
-        self._rope_types = sorted(set(config.layer_types)) if _per_layer_ropes(model) else [None]
+        self._rope_types = rope_kinds(model)
         description = {
             "bfloat16": embedding.weight.dtype == torch.bfloat16,
             "hidden": config.hidden_size,
@@ -158,9 +158,9 @@ class FusedForward:
             "scale": attention.scaling,
             "softcap": getattr(attention, "attn_logit_softcapping", None) or 0.0,
             "embedding_scale": 1.0 if scale is None else float(scale.to(embedding.weight.dtype)),
-            "gelu": _ACTIVATIONS[_activation(config)],
+            "gelu": gelu(config),
             "embedding": self._hold(embedding.weight.detach().contiguous()),
-            "final_norm": self._norm(body.norm),
+            "final_norm": self._hold(norm_weight(body.norm)),
             "head": self._linear([model.lm_head]),
             "ropes": len(self._rope_types),
         }
@@ -169,7 +169,6 @@ class FusedForward:
 
     def _layer(self, layer: Any) -> dict[str, Any]:
         attention, mlp = layer.self_attn, layer.mlp
-        four_norms = hasattr(layer, "pre_feedforward_layernorm")  # Gemma
         rope = self._rope_types.index(attention.layer_type) if len(self._rope_types) > 1 else 0
         return {
             "qkv": self._linear([attention.q_proj, attention.k_proj, attention.v_proj]),
@@ -177,25 +176,14 @@ class FusedForward:
             "gate": self._linear([mlp.gate_proj]),
             "up": self._linear([mlp.up_proj]),
             "down": self._linear([mlp.down_proj]),
-            "input_norm": self._norm(layer.input_layernorm),
-            "attention_norm": self._norm(layer.post_attention_layernorm) if four_norms else None,
-            "mlp_norm": self._norm(layer.pre_feedforward_layernorm if four_norms else layer.post_attention_layernorm),
-            "output_norm": self._norm(layer.post_feedforward_layernorm) if four_norms else None,
-            "q_norm": self._norm(attention.q_norm) if hasattr(attention, "q_norm") else None,
-            "k_norm": self._norm(attention.k_norm) if hasattr(attention, "k_norm") else None,
+            **{name: None if norm is None else self._hold(norm) for name, norm in layer_norms(layer).items()},
             "rope": rope,
-            "window": _window(attention),
+            "window": window(attention),
         }
 
     def _hold(self, tensor: Tensor) -> int:
         self._held.append(tensor)
         return tensor.data_ptr()
-
-    def _norm(self, norm: nn.Module) -> int:
-        weight = norm.weight.detach().to(torch.float32)  # type: ignore[operator]
-        if type(norm).__name__ == "Gemma3RMSNorm":
-            weight = 1.0 + weight
-        return self._hold(weight.clone())
 
     def _linear(self, modules: list[Any]) -> tuple[bool, int, int, int, int]:
         biases = [module.bias for module in modules]
@@ -216,7 +204,7 @@ class FusedForward:
         self._positions = max(1024, 2 ** math.ceil(math.log2(positions)))
         self._ropes = []
         for index, kind in enumerate(self._rope_types):
-            cos, sin = _rope_table(self._model, self._positions, kind)
+            cos, sin = rope_table(self._model.model.rotary_emb, self._positions, kind)
             half = cos.shape[-1] // 2
             cos, sin = cos[:, :half].contiguous(), sin[:, :half].contiguous()
             self._ropes.append((cos, sin))
@@ -268,12 +256,11 @@ def why_not(model: Any) -> str | None:
 
 def _why_not_rope(model: Any, head_dim: int) -> str | None:
     parameters = model.config.rope_parameters
-    kinds = sorted(set(model.config.layer_types)) if _per_layer_ropes(model) else [None]
-    for kind in kinds:
+    for kind in rope_kinds(model):
         rope_type = (parameters if kind is None else parameters[kind])["rope_type"]
         if rope_type not in _ROPES:
             return f"rotary scaling {rope_type}"
-        cos, sin = _rope_table(model, 3, kind)
+        cos, sin = rope_table(model.model.rotary_emb, 3, kind)
         half = head_dim // 2
         if cos.shape != (3, head_dim) or not _equal_halves((cos, sin), half):
             return "the rotary embedding does not turn whole heads in two halves"
@@ -284,23 +271,49 @@ def _equal_halves(tables: Iterable[Tensor], half: int) -> bool:
     return all(torch.equal(table[:, :half], table[:, half:]) for table in tables)
 
 
-def _rope_table(model: Any, positions: int, kind: str | None) -> tuple[Tensor, Tensor]:
-    """cos and sin (positions, head_dim) in float32 from the model's own rotary module."""
+def rope_table(rotary: Any, positions: int, kind: str | None) -> tuple[Tensor, Tensor]:
+    """cos and sin (positions, head_dim) in float32 from a model's own rotary module."""
     with torch.inference_mode(False), torch.no_grad():
         arguments = (torch.zeros(1), torch.arange(positions)[None])
-        cos, sin = model.model.rotary_emb(*arguments, *(() if kind is None else (kind,)))
+        cos, sin = rotary(*arguments, *(() if kind is None else (kind,)))
     return cos[0], sin[0]
 
 
-def _per_layer_ropes(model: Any) -> bool:
-    return type(model).__name__ == "Gemma3ForCausalLM"
+def rope_kinds(model: Any) -> list[str] | list[None]:
+    """Layer types with a rotary embedding each, or [None] for one of all layers."""
+    return sorted(set(model.config.layer_types)) if type(model).__name__ == "Gemma3ForCausalLM" else [None]
+
+
+def norm_weight(norm: nn.Module) -> Tensor:
+    """What a norm multiplies by, float32, a copy."""
+    weight = norm.weight.detach().to(torch.float32)  # type: ignore[operator]
+    return 1.0 + weight if type(norm).__name__ == "Gemma3RMSNorm" else weight.clone()
+
+
+def layer_norms(layer: Any) -> dict[str, Any]:
+    """The norms of a layer by the names of ``decoder_forward.h``, float32; None for those that it has not."""
+    four = hasattr(layer, "pre_feedforward_layernorm")  # Gemma
+    norms = {
+        "input_norm": layer.input_layernorm,
+        "attention_norm": layer.post_attention_layernorm if four else None,
+        "mlp_norm": layer.pre_feedforward_layernorm if four else layer.post_attention_layernorm,
+        "output_norm": layer.post_feedforward_layernorm if four else None,
+        "q_norm": getattr(layer.self_attn, "q_norm", None),
+        "k_norm": getattr(layer.self_attn, "k_norm", None),
+    }
+    return {name: None if norm is None else norm_weight(norm) for name, norm in norms.items()}
+
+
+def gelu(config: Any) -> bool:
+    """Whether the activation is the tanh-approximated GELU, not SiLU."""
+    return _ACTIVATIONS[_activation(config)]
 
 
 def _activation(config: Any) -> str:
     return str(getattr(config, "hidden_act", None) or config.hidden_activation)
 
 
-def _window(attention: Any) -> int:
+def window(attention: Any) -> int:
     """The sliding window of a layer as its attention function is told it; 0 for none."""
     if type(attention).__name__ == "MistralAttention":
         return int(attention.config.sliding_window or 0)

@@ -158,11 +158,11 @@ def kv_layout(model: Any) -> KVLayout:
         first.dtype,
         first.device,
         vocab_size=out.logits.shape[-1],
-        max_length=_max_length(text),
+        max_length=max_length(text),
     )
 
 
-def _max_length(text: Any) -> int:
+def max_length(text: Any) -> int:
     """The context length that holds for every token alike.
 
     Rotary scalings that change with the longest sequence of a batch ("longrope", "dynamic") are used up to where they

@@ -95,10 +95,10 @@ def test_hidden_state_is_found_by_comparing_with_the_models_own_attention(tiny):
     ],
 )
 def test_context_ends_where_a_rotary_scaling_would_switch(rope, length):
-    from fastpower.decoders.transformers.layout import _max_length
+    from fastpower.decoders.transformers.layout import max_length
 
     original = {"original_max_position_embeddings": 24} if rope["rope_type"] == "longrope" else {}
     config = hf.LlamaConfig(
         max_position_embeddings=96, head_dim=8, rope_parameters={"rope_theta": 1e4, **rope, **original}
     )
-    assert _max_length(config) == length
+    assert max_length(config) == length
