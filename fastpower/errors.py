@@ -52,6 +52,10 @@ class Ended(FastpowerError, RuntimeError):
     """A job that was ended from outside before it had anything to return."""
 
 
+class InterfaceChanged(FastpowerError, RuntimeError):
+    """Another library no longer has a name that fastpower relies on; see ``fastpower.interfaces``."""
+
+
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C. Like KeyboardInterrupt it is no Exception, so that nothing goes on after it by mistake.
 

@@ -1,5 +1,5 @@
 """Pages that are made from something else, so that they cannot drift from it: the command line's reference from its
-parsers, Contributing and Changelog from the files of the repository's root."""
+parsers, names of other libraries from their list, Contributing and Changelog from files of the repository's root."""
 
 from __future__ import annotations
 
@@ -97,11 +97,13 @@ def _epilog(epilog: str) -> str:
 
 def on_files(files: Files, *, config: Any) -> Files:
     """MkDocs calls this with the pages it found."""
+    from fastpower import interfaces
     from fastpower.cli import build_parser
 
     pages = {
         "command_line.md": command_line_page(build_parser()),
         "contributing.md": (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"),
+        "libraries.md": interfaces.page(),
         "changelog.md": (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"),
     }
     for name, content in pages.items():

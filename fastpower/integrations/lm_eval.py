@@ -15,15 +15,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from lm_eval.api.model import LM
-from lm_eval.api.registry import register_model
 
 from fastpower.chains.job import Job
 from fastpower.decoders.base import Work
 from fastpower.errors import PromptTooLong
 from fastpower.generation import prompt_id, run_jobs
+from fastpower.interfaces import interface
 from fastpower.language_model import LanguageModel, load
 from fastpower.samplers import make_sampler
+
+with interface("lm_eval"):
+    from lm_eval.api.model import LM
+    from lm_eval.api.registry import register_model
 
 #: log Σ p^e / e at this exponent is the largest log p, up to log(ties) / 4096.
 _SHARP = 4096.0
@@ -200,7 +203,8 @@ def _until(text: str, options: Mapping[str, Any]) -> str:
 
 def main() -> None:
     """lm-evaluation-harness's own command line."""
-    from lm_eval.__main__ import cli_evaluate
+    with interface("lm_eval"):
+        from lm_eval.__main__ import cli_evaluate
 
     cli_evaluate()
 

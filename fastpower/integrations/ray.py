@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from fastpower.errors import FastpowerError
 from fastpower.evaluate.items import Engine, Item, local_engine
+from fastpower.interfaces import interface
 from fastpower.samplers.islands import combine, split
 
 if TYPE_CHECKING:
@@ -83,7 +84,8 @@ def ray_engine(
         raise ValueError(f"workers must be at least 1, got {workers}")
 
     def run(items: Sequence[Item]) -> Iterator[tuple[Item, dict[str, Any]]]:
-        from ray.data import ActorPoolStrategy, DataContext, from_items
+        with interface("ray"):
+            from ray.data import ActorPoolStrategy, DataContext, from_items
 
         _start(ray)
         resources = ray.cluster_resources()

@@ -14,15 +14,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, __version__
-from transformers.utils import ModelOutput
 
 from fastpower.chains.chain import Sampler
 from fastpower.decoders.transformers import TransformersDecoder
 from fastpower.generation import generate
+from fastpower.interfaces import interface
 from fastpower.language_model import LanguageModel
 from fastpower.results import Results
 from fastpower.samplers import make_sampler
+
+with interface("transformers"):
+    from transformers import Cache, __version__
+    from transformers.utils import ModelOutput
 
 #: what transformers hands to every decoding loop and a paged one does not need, beside a cache under any name
 #: (``cache`` from 5.24 on, ``past_key_values`` before)

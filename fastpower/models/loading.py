@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastpower.errors import ModelNotFound
+from fastpower.interfaces import interface
 from fastpower.models import memory
 from fastpower.models.packaged import DEFAULT_MODEL, exported, find, names
-from fastpower.models.reading import LOADING, no_progress_bars, require_gguf, special_tokens_of_model
+from fastpower.models.reading import LOADING, no_progress_bars, require_gguf, special_tokens_of_model, unpacked
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import; only loading a model needs them
     import torch
@@ -49,8 +50,11 @@ def load_model(
         shared["local_files_only"] = kwargs["local_files_only"] = True
     if source.local and not kwargs.keys() & {"device_map", "tp_plan", "quantization_config"}:
         _require_room(source, dtype, device)
+    if source.gguf_file is not None and "quantization_config" not in kwargs:
+        kwargs |= unpacked()
     with LOADING, no_progress_bars():
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        with interface("transformers"):
+            from transformers import AutoModelForCausalLM, AutoTokenizer
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(source.location, **shared)

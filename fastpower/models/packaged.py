@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastpower.errors import ModelNotFound
-from fastpower.models.reading import LOADING, no_progress_bars, require_gguf, special_tokens_of_model
+from fastpower.interfaces import interface
+from fastpower.models.reading import LOADING, no_progress_bars, require_gguf, special_tokens_of_model, unpacked
 
 
 class PackagedModel(NamedTuple):
@@ -116,7 +117,8 @@ def exported(model: PackagedModel) -> Path:
 def _export(model: PackagedModel, files: list[Path], target: Path) -> None:
     """Unpack a GGUF file to ``target`` as a plain transformers folder, float32."""
     require_gguf()
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    with interface("transformers"):
+        from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = files[0]
     if len(files) > 1:
@@ -127,7 +129,7 @@ def _export(model: PackagedModel, files: list[Path], target: Path) -> None:
                     shutil.copyfileobj(handle, joined)
     where: dict[str, Any] = {"gguf_file": source.name, "local_files_only": True}
     tokenizer = AutoTokenizer.from_pretrained(source.parent, **where)
-    weights = AutoModelForCausalLM.from_pretrained(source.parent, dtype="float32", **where)
+    weights = AutoModelForCausalLM.from_pretrained(source.parent, dtype="float32", **where, **unpacked())
     special_tokens_of_model(tokenizer, weights.config)
     # The weights are plain now; with these marks save_pretrained would refuse to write them.
     weights.config.__dict__.pop("quantization_config", None)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
+import inspect
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from fastpower.errors import ModelNotFound
+from fastpower.interfaces import changed, interface
 
 # While it loads, transformers replaces functions of its own and of torch for the whole process (the tying of weights,
 # initialisation, the default device). Two loads at once can leave them replaced: later models lose tied weights. Its
@@ -30,10 +32,24 @@ def _installed(distribution: str) -> bool:
     return True
 
 
+def unpacked() -> dict[str, Any]:
+    """Keywords of ``from_pretrained`` for a GGUF file whose weights become plain tensors.
+
+    Left to itself, transformers may keep them in the file's blocks (its default has changed), which our products do
+    not take from there and ``save_pretrained`` does not write.
+    """
+    with interface("transformers"):
+        from transformers import GgufConfig
+    if "dequantize" not in inspect.signature(GgufConfig).parameters:
+        raise changed("transformers", "GgufConfig has no dequantize")
+    return {"quantization_config": GgufConfig(dequantize=True)}
+
+
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
     """transformers draws a bar for a second of work. (Unpacking a GGUF file takes long and keeps its bar.)"""
-    from transformers.utils import logging
+    with interface("transformers"):
+        from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastpower.errors import FastpowerError
+from fastpower.interfaces import require
 from fastpower.results.traces import moves_of
 
 if TYPE_CHECKING:
@@ -62,8 +63,9 @@ def to_arviz(results: Sequence[Result]) -> Any:
         "dims": {name: ["prompt"] for group in groups.values() for name in group} if several else {},
     }
     # ArviZ 1 takes the groups in one dictionary and returns an xarray DataTree, earlier versions took them as keywords
-    keywords = "posterior" in inspect.signature(arviz.from_dict).parameters
-    data = arviz.from_dict(**groups, **options) if keywords else arviz.from_dict(groups, **options)
+    from_dict = require(arviz, "from_dict", "arviz")
+    keywords = "posterior" in inspect.signature(from_dict).parameters
+    data = from_dict(**groups, **options) if keywords else from_dict(groups, **options)
     facts = {"sampler": first.method, "alpha": first.alpha, "max_new_tokens": first.max_new_tokens, "seed": first.seed}
     data["posterior"].attrs.update(facts | {"inference_library": "fastpower"})
     return data

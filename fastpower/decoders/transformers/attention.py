@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from fastpower.decoders.transformers.layout import ATTENTION
+from fastpower.interfaces import interface
 
 
 class Step(NamedTuple):
@@ -68,6 +69,7 @@ def _attention(
 @lru_cache(maxsize=1)
 def register_attention() -> None:
     """Make ATTENTION known to transformers."""
-    from transformers import AttentionInterface
+    with interface("transformers"):
+        from transformers import AttentionInterface
 
     AttentionInterface.register(ATTENTION, _attention)

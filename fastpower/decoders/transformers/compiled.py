@@ -22,6 +22,7 @@ from fastpower import kernels
 from fastpower.decoders.cache import PagedCache
 from fastpower.decoders.transformers.attention import Step
 from fastpower.decoders.transformers.transfer import to_device
+from fastpower.interfaces import require
 
 _FEWEST_COLUMNS = 64  # 1,024 tokens in pages of 16
 
@@ -36,8 +37,9 @@ class CompiledDecode:
         self._model, self._cache, self._torch_backend = model, cache, torch_backend
         # One tensor per layer: the compiler takes each for itself, and an append to one layer concerns no other.
         self._k, self._v = list(cache.k.unbind(0)), list(cache.v.unbind(0))
+        mark_static_address = require(torch._dynamo, "mark_static_address", "torch")
         for layer in (*self._k, *self._v):
-            torch._dynamo.mark_static_address(layer)
+            mark_static_address(layer)
         self._append_kv = partial(kernels.append_kv, backend=backend)
         self._paged_attention = partial(kernels.paged_attention, backend=backend)
         self._graphs: dict[tuple[int, int], Callable[..., Tensor]] = {}

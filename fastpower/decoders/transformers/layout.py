@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastpower.errors import UnsupportedModel
+from fastpower.interfaces import changed, require
 
 #: name under which attention is registered with transformers; "flash" in it would change how masks are made
 ATTENTION = "fastpower"
@@ -48,6 +49,7 @@ class _Call(NamedTuple):
     dtype: torch.dtype
     device: torch.device
     window: int
+    softcap: float
 
 
 class _Recorder:
@@ -71,7 +73,9 @@ class _Recorder:
             )
         if query.shape[0] != 1 or query.shape[2] != key.shape[2]:
             raise UnsupportedModel(f"{type(module).__name__} attends to something else than the tokens of its input")
-        self.calls.append(_Call(layer, key.shape[1], key.shape[3], key.dtype, key.device, int(window or 0)))
+        self.calls.append(
+            _Call(layer, key.shape[1], key.shape[3], key.dtype, key.device, int(window or 0), softcap or 0.0)
+        )
         return torch.zeros_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
 
 
@@ -85,7 +89,7 @@ def refuse_keywords(keywords: dict[str, Any]) -> None:
 def refuse_by_config(model: Any) -> None:
     """The models that can be told by what they declare, with a plain reason for each. Raises UnsupportedModel."""
     kind, config = type(model).__name__, model.config
-    text = config.get_text_config(decoder=True)
+    text = require(config, "get_text_config", "transformers")(decoder=True)
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedModel(f"{kind} is an encoder–decoder; only decoder-only causal language models are supported")
     if model.get_output_embeddings() is None:
@@ -98,7 +102,8 @@ def refuse_by_config(model: Any) -> None:
         )
     if getattr(model, "_is_stateful", False):
         raise UnsupportedModel(f"{kind} keeps a recurrent state (state-space or linear attention), not a K/V cache")
-    if not (getattr(model, "_supports_attention_backend", False) and model._can_set_attn_implementation()):
+    supports = require(model, "_supports_attention_backend", "transformers")
+    if not (supports and require(model, "_can_set_attn_implementation", "transformers")()):
         raise UnsupportedModel(f"{kind} does not route its attention through transformers' AttentionInterface")
 
 
@@ -150,6 +155,7 @@ def kv_layout(model: Any) -> KVLayout:
     for call, layer_type in zip(sorted(calls), getattr(text, "layer_types", None) or (), strict=False):
         if layer_type == "sliding_attention" and call.window == 0:
             raise UnsupportedModel(f"{kind}: layer {call.layer} slides but does not tell its attention the window")
+    _refuse_silence(kind, text, calls)
     first = calls[0]
     return KVLayout(
         layers,
@@ -160,6 +166,18 @@ def kv_layout(model: Any) -> KVLayout:
         vocab_size=out.logits.shape[-1],
         max_length=max_length(text),
     )
+
+
+def _refuse_silence(kind: str, text: Any, calls: list[_Call]) -> None:
+    """Raises InterfaceChanged for a window or a soft cap that the model declares and its attention is not told of:
+    under another keyword it would be left out, and short texts give the same logits without it."""
+    layered = getattr(text, "layer_types", None)
+    window = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
+    if window and not layered and not any(call.window for call in calls):
+        raise changed("transformers", f"{kind} has sliding_window = {window}, its attention is not given one")
+    softcap = getattr(text, "attn_logit_softcapping", None)
+    if softcap and not any(call.softcap for call in calls):
+        raise changed("transformers", f"{kind} has attn_logit_softcapping = {softcap}, its attention is not given one")
 
 
 def max_length(text: Any) -> int:

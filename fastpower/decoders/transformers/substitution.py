@@ -9,6 +9,7 @@ from typing import Any
 from fastpower.decoders.transformers import packed_linear as engine
 from fastpower.decoders.transformers.layout import ATTENTION
 from fastpower.decoders.transformers.packed_linear import Acceleration
+from fastpower.interfaces import require
 
 
 class Substitution:
@@ -20,6 +21,8 @@ class Substitution:
         # Text and image parts of one model have configurations of their own; each is asked which attention to use.
         configs = [module.config for module in model.modules() if hasattr(module, "config")]
         self._configs = list({id(c): c for c in configs if hasattr(c, "_attn_implementation_internal")}.values())
+        if not self._configs:
+            require(model.config, "_attn_implementation_internal", "transformers")
 
     def accelerate(self) -> None:
         """From now on packed products, too (a second copy of the weights)."""

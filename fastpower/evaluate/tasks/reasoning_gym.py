@@ -7,6 +7,7 @@ from typing import Any
 from fastpower.errors import FastpowerError
 from fastpower.evaluate.grading.graders import Grade, boxed, last_number
 from fastpower.evaluate.tasks.base import Problem, Task
+from fastpower.interfaces import interface
 from fastpower.suggestions import unknown
 
 
@@ -17,8 +18,9 @@ def reasoning_gym(dataset: str, size: int = 100, seed: int = 0, **options: Any) 
     is one, else the last line; correct means a score of 1.
     """
     try:
-        import reasoning_gym as gym
-        from reasoning_gym.factory import DATASETS
+        with interface("reasoning_gym"):
+            import reasoning_gym as gym
+            from reasoning_gym.factory import DATASETS
     except ImportError:
         raise FastpowerError("reasoning-gym tasks need `pip install 'fastpower[eval]'`") from None
     if dataset not in DATASETS:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastpower.interfaces import interface
 from fastpower.kernels.dispatch import resolve
 
 PAGE = 256  #: pages must be a multiple of this
@@ -63,7 +64,8 @@ def paged_attention(
         options |= {"shared": shared, "ancestors": ancestors}
         out: Tensor = run(query, k_cache, v_cache, page_table, query_starts, lengths, **options)
         return out
-    from flash_attn import flash_attn_with_kvcache
+    with interface("flash_attn"):
+        from flash_attn import flash_attn_with_kvcache
 
     batch: Tensor = flash_attn_with_kvcache(
         query.reshape(lengths.shape[0], -1, *query.shape[1:]),
