@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastpower.commands.configuration import add_config
-from fastpower.commands.options import add_model_arguments, load_from
+from fastpower.commands.options import add_model_arguments, load_from, model_facts
 
 if TYPE_CHECKING:
     from fastpower.evaluate.advice import Prediction
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         options.setdefault("size", args.n)
     task = load_task(args.task, data=args.data, **options)
     common: dict[str, Any] = {
-        "model": {"name": args.model or "default", "dtype": args.dtype, "raw": args.raw},
+        "model": model_facts(args),
         "alpha": args.alpha,
         "max_new_tokens": args.max_new_tokens,
         "seed": args.seed,

@@ -22,9 +22,10 @@ examples:
 
 how to read it:
   plain decoding  Every row gets one token per step. A step has to read all weights once and the K/V of every row; the
-                  floor is how much of the measured step that reading takes at the measured bandwidth of the memory.
-                  Near 100 % only smaller weights (--dtype) or faster memory help. While it stays high more rows are
-                  nearly free, because they share the weights: that is why samplers run many chains at once.
+                  floor is what that reading takes at the measured bandwidth of the memory, and reached is the floor
+                  over the measured step. Near 100 % only smaller weights (a quantised GGUF file, --weights, --dtype)
+                  or faster memory help. While it stays high more rows are nearly free, because they share the weights:
+                  that is why samplers run many chains at once.
   samplers        Each is kept busy with chains of a few short problems until the time is over. Rows is how full its
                   batches were: with far fewer than --max-rows, give it more prompts or chains at a time. Decoded
                   counts rejected tokens, too. Rates depend on the horizon: set --max-new-tokens to yours.
@@ -90,6 +91,7 @@ def run(args: argparse.Namespace) -> int:
     setting = {
         "model": model.name,
         "dtype": args.dtype,
+        "formats": weight_formats(model.decoder),
         "batch_invariant": model.decoder.batch_invariant,
         "prompt": args.prompt,
         "alpha": args.alpha,
@@ -102,6 +104,12 @@ def run(args: argparse.Namespace) -> int:
     else:
         show(machine, setting, rates, found)
     return 0
+
+
+def weight_formats(decoder: Any) -> dict[str, int]:
+    """Matrices of each format of quantised weights; empty for others."""
+    weights = getattr(decoder, "weights", None)
+    return {} if weights is None else dict(weights.formats)
 
 
 def _batches(text: str) -> list[int]:
@@ -126,10 +134,13 @@ def show(machine: dict[str, Any], setting: dict[str, Any], rates: list[DecodeRat
 
     console = Console() if sys.stdout.isatty() else Console(width=120)
     where = "{device}: {cpu}, {cores} cores, {threads} threads, {isa}".format_map(machine)
-    console.print("{model}, {dtype}, on ".format_map(setting) + where, markup=False, highlight=False)
+    formats = ", ".join(f"{count} matrices {name}" for name, count in setting["formats"].items())
+    weights = f"weights as quantised ({formats}), K/V in" if formats else "weights in"
+    console.print("{model}, ".format_map(setting) + f"{weights} {setting['dtype']}", markup=False, highlight=False)
+    console.print(where, markup=False, highlight=False)
     console.print(f"memory reads {machine['bandwidth_gb_s']} GB/s; load average {machine['load']}\n", highlight=False)
     title = f"plain decoding after {setting['prompt']} tokens"
-    columns = ["rows", "tokens/s", "step ms", "reads", "floor", "prefill tokens/s"]
+    columns = ["rows", "tokens/s", "step ms", "reads", "floor ms", "reached", "prefill tokens/s"]
     table = Table(*columns, title=title, title_justify="left")
     for rate in rates:
         size = "–" if rate.step_bytes is None else gib(rate.step_bytes)
@@ -138,6 +149,7 @@ def show(machine: dict[str, Any], setting: dict[str, Any], rates: list[DecodeRat
             f"{rate.tokens_per_second:.1f}",
             f"{rate.step_ms:.2f}",
             size,
+            number(rate.floor_ms, ".2f"),
             number(rate.floor, ".0%"),
             f"{rate.prefill_tokens_per_second:.0f}",
         )

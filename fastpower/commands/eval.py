@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastpower.commands.configuration import add_config
-from fastpower.commands.options import add_model_arguments, add_sampler_arguments, load_from
+from fastpower.commands.options import add_model_arguments, add_sampler_arguments, load_from, model_facts
 
 if TYPE_CHECKING:
     from fastpower.evaluate.evaluation import Evaluation
@@ -101,7 +101,7 @@ def evaluation_from(args: argparse.Namespace) -> Evaluation:
     return Evaluation(
         task,
         parse_methods(args.methods),
-        model={"name": args.model or "default", "dtype": args.dtype, "raw": args.raw},
+        model=model_facts(args),
         alpha=args.alpha,
         max_new_tokens=args.max_new_tokens,
         seed=args.seed,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastpower.chains.chain import Sampler
@@ -17,7 +17,17 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, max_rows: int = 64) 
         metavar="PATH_OR_NAME",
         help="local folder, .gguf file, hub id, or a packaged model: smollm2-135m-instruct (default), gemma3-270m",
     )
-    group.add_argument("--dtype", default="float32", help="weights: float32 (default), bfloat16, float16, auto")
+    group.add_argument(
+        "--dtype",
+        default="float32",
+        help="weights (K/V if those are quantised): float32 (default), bfloat16, float16, auto",
+    )
+    group.add_argument(
+        "--weights",
+        choices=["q8", "q4"],
+        help="round the weights of a checkpoint to 8 or 4 bits, on the CPU (a GGUF file keeps its own); "
+        "--dtype is then that of K/V",
+    )
     group.add_argument("--device", help="for example cuda; default: the CPU")
     group.add_argument("--raw", action="store_true", help="take prompts as plain text, without the chat template")
     group.add_argument("--cache-tokens", type=int, metavar="N", help="tokens of K/V kept (default: by free memory)")
@@ -57,10 +67,17 @@ def load_from(args: argparse.Namespace) -> LanguageModel:
     return load(
         args.model,
         dtype=args.dtype,
+        weights=args.weights,
         device=args.device,
         chat=False if args.raw else None,
         cache_tokens=args.cache_tokens,
     )
+
+
+def model_facts(args: argparse.Namespace) -> dict[str, Any]:
+    """What identifies the model in a run folder: other numbers of it would be another model's."""
+    facts = {"name": args.model or "default", "dtype": args.dtype, "raw": args.raw}
+    return facts | ({"weights": args.weights} if args.weights else {})
 
 
 def set_threads(threads: int | None) -> None:

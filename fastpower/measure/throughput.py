@@ -28,6 +28,7 @@ class DecodeRate:
     step_ms: float  #: median
     prefill_tokens_per_second: float
     step_bytes: int | None  #: what a step must read once: weights that multiply, and K/V of every row
+    floor_ms: float | None  #: what reading them takes at the memory's bandwidth
     floor: float | None  #: fraction of the step that reading them takes at the memory's bandwidth; 1 cannot be beaten
 
 
@@ -47,14 +48,10 @@ class SamplerRate:
 
 def step_bytes(decoder: Any, rows: int, context: int) -> int | None:
     """Bytes that one decode step must read: weights (an untied embedding is only looked up) and K/V of ``context``
-    tokens per row. None for a decoder that is not a ``TransformersDecoder``."""
-    model, layout = getattr(decoder, "model", None), getattr(decoder, "layout", None)
-    if model is None or layout is None:
+    tokens per row. None for a decoder that has no ``weight_bytes`` and ``layout``."""
+    weights, layout = getattr(decoder, "weight_bytes", None), getattr(decoder, "layout", None)
+    if weights is None or layout is None:
         return None
-    weights = sum(parameter.nbytes for parameter in model.parameters())
-    embedding = model.get_input_embeddings().weight
-    if model.get_output_embeddings().weight is not embedding:
-        weights -= embedding.nbytes
     per_token = 2 * layout.num_layers * layout.num_kv_heads * layout.head_dim * layout.dtype.itemsize
     return int(weights + rows * context * per_token)
 
@@ -95,9 +92,16 @@ def decode_rate(
     timed = times[1:]  # the first step after a prefill warms up
     step_seconds = statistics.median(timed)
     read = step_bytes(decoder, batch, prompt + len(times) // 2)
-    floor = read / (bandwidth * 1e9) / step_seconds if read is not None and bandwidth else None
+    floor = read / (bandwidth * 1e9) if read is not None and bandwidth else None
     return DecodeRate(
-        batch, len(timed), batch / step_seconds, 1e3 * step_seconds, batch * prompt / prefill, read, floor
+        batch,
+        len(timed),
+        batch / step_seconds,
+        1e3 * step_seconds,
+        batch * prompt / prefill,
+        read,
+        None if floor is None else 1e3 * floor,
+        None if floor is None else floor / step_seconds,
     )
 
 

@@ -58,9 +58,9 @@ def test_bad_input_is_named_on_stderr(capsys, argv, message):
 
 @pytest.mark.model
 def test_a_model_that_does_not_fit_exits_with_2_and_names_both_sizes(capsys, monkeypatch, smollm2):
-    monkeypatch.setattr("fastpower.models.memory.available", lambda device="cpu": 300 << 20)
+    monkeypatch.setattr("fastpower.models.memory.available", lambda device="cpu": 60 << 20)
     assert main(["sample", "x"]) == 2
-    assert "in float32 needs 0.5 GiB, and 0.3 GiB are available on cpu" in capsys.readouterr().err
+    assert "as it is stored needs 93.8 MiB, and 60.0 MiB are available on cpu" in capsys.readouterr().err
 
 
 def toy_model() -> fastpower.LanguageModel:
