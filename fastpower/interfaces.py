@@ -46,6 +46,13 @@ INTERFACES = (
     Interface("transformers", "AutoModelForCausalLM", "loads models", _ERROR),
     Interface("transformers", "AutoTokenizer", "loads tokenizers", _ERROR),
     Interface("transformers", "GgufConfig(dequantize)", "GGUF weights are unpacked, never left in blocks", _ERROR),
+    Interface("transformers", "PreTrainedTokenizerFast", "tokenizers of GGUF files", _ERROR),
+    Interface(
+        "transformers",
+        "integrations.gguf.convert_gguf_tokenizer",
+        "the same",
+        "AutoTokenizer reads the file once more, seconds longer",
+    ),
     Interface("transformers", "AttentionInterface", "attention over pages is registered by name", _ERROR),
     Interface("transformers", "Cache", "a decoding loop's K/V cache is known by its class, not by its keyword", _ERROR),
     Interface("transformers", "utils.ModelOutput", "the output of custom_generate", _ERROR),

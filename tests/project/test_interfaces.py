@@ -6,6 +6,7 @@ import ast
 import importlib
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,22 +30,28 @@ IMPORTED = [i for i in INTERFACES if i.library in FOREIGN and re.fullmatch(r"[\w
 
 
 def imports() -> list[tuple[str, int, str, str, bool]]:
-    """(file, line, library, name, inside ``with interface``) of every import from another library."""
+    """(file, line, library, name, guarded) of every import from another library: inside ``with interface``, or with
+    something else to do where it is missing."""
     found = []
     for path in sorted((ROOT / "fastpower").rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        guarded = {
-            id(inner)
-            for node in ast.walk(tree)
-            if isinstance(node, ast.With) and ast.unparse(node.items[0].context_expr).startswith("interface(")
-            for inner in ast.walk(node)
-        }
+        guarded = {id(inner) for node in ast.walk(tree) for inner in _guarded(node)}
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] in FOREIGN:
                 library, _, rest = node.module.partition(".")
                 names = [".".join(filter(None, [rest, alias.name])) for alias in node.names]
                 found += [(str(path.relative_to(ROOT)), node.lineno, library, n, id(node) in guarded) for n in names]
     return found
+
+
+def _guarded(node: ast.AST) -> Iterator[ast.AST]:
+    if isinstance(node, ast.With) and ast.unparse(node.items[0].context_expr).startswith("interface("):
+        yield from ast.walk(node)
+    if isinstance(node, ast.Try) and any(ast.unparse(h.type or node) == "ImportError" for h in node.handlers):
+        fallback = not any(isinstance(last, ast.Raise) for h in node.handlers for last in h.body[-1:])
+        library = any(isinstance(inner, ast.Import) for inner in node.body)  # the library itself may be missing
+        if fallback or library:
+            yield from (inner for part in node.body for inner in ast.walk(part))
 
 
 def test_every_name_that_is_imported_from_another_library_is_listed_and_guarded() -> None:

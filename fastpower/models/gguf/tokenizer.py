@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fastpower.interfaces import interface
 from fastpower.models.gguf.header import GGUFFile
 from fastpower.models.reading import LOADING, no_progress_bars
 
@@ -33,10 +34,12 @@ def tokenizer_of(file: GGUFFile) -> Any:
         try:
             from transformers.integrations.gguf import convert_gguf_tokenizer
         except ImportError:  # an earlier transformers: slower
-            from transformers import AutoTokenizer
+            with interface("transformers"):
+                from transformers import AutoTokenizer
 
             return AutoTokenizer.from_pretrained(file.path.parent, gguf_file=file.path.name, local_files_only=True)
-        from transformers import PreTrainedTokenizerFast
+        with interface("transformers"):
+            from transformers import PreTrainedTokenizerFast
 
         metadata = file.metadata
         keys = {ours: f"tokenizer.ggml.{key}" for ours, key in _KEYS.items()}
