@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fastpower.commands.options import flag_value
 from fastpower.suggestions import unknown
 
 
@@ -16,7 +17,7 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     parse = parser.parse_known_args
 
     def parse_known_args(args: Sequence[str] | None = None, namespace: Any = None) -> Any:
-        path = _find(list(args or []))
+        path = flag_value(list(args or []), "--config")
         if path is not None:
             try:
                 parser.set_defaults(**read_config_file(parser, path))
@@ -25,17 +26,6 @@ def add_config(parser: argparse.ArgumentParser) -> None:
         return parse(args, namespace)
 
     parser.parse_known_args = parse_known_args  # type: ignore[method-assign, assignment]
-
-
-def _find(args: list[str]) -> str | None:
-    for i, arg in enumerate(args):
-        if arg == "--":
-            return None
-        if arg == "--config" and i + 1 < len(args):
-            return args[i + 1]
-        if arg.startswith("--config="):
-            return arg.partition("=")[2]
-    return None
 
 
 def read_config_file(parser: argparse.ArgumentParser, path: str | Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -59,6 +60,39 @@ def add_sampler_arguments(
     group.add_argument("--seed", type=int, default=0, help="same seed, same answer (default 0)")
 
 
+def add_preset(parser: argparse.ArgumentParser) -> None:
+    """Give ``parser`` a ``--preset`` flag: a paper's settings become the defaults, which other flags replace."""
+    from fastpower.commands.presets import PRESETS, preset
+
+    parser.add_argument(
+        "--preset", choices=sorted(PRESETS), help="a paper's method and settings; other flags replace single ones"
+    )
+    parse = parser.parse_known_args
+
+    def parse_known_args(args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        given = list(args or [])
+        name = flag_value(given, "--preset")
+        if name in PRESETS:
+            chosen = preset(name)
+            shared = {"method": chosen.method, "alpha": chosen.alpha, "max_new_tokens": chosen.max_new_tokens}
+            parser.set_defaults(**shared, **{k: v for k, v in chosen.settings.items() if k in ("block", "moves")})
+        return parse(args, namespace)
+
+    parser.parse_known_args = parse_known_args  # type: ignore[method-assign, assignment]
+
+
+def flag_value(args: Sequence[str], flag: str) -> str | None:
+    """What is given for a flag, before anything is parsed."""
+    for i, arg in enumerate(args):
+        if arg == "--":
+            return None
+        if arg == flag and i + 1 < len(args):
+            return args[i + 1]
+        if arg.startswith(flag + "="):
+            return arg.partition("=")[2]
+    return None
+
+
 def load_from(args: argparse.Namespace) -> LanguageModel:
     """The model that the arguments describe."""
     from fastpower.language_model import load
@@ -96,11 +130,10 @@ def set_threads(threads: int | None) -> None:
 
 def sampler_from(args: argparse.Namespace, method: str | None = None) -> Sampler:
     """The sampler that the arguments describe."""
+    from fastpower.commands.presets import PRESETS
     from fastpower.samplers import make_sampler
 
-    return make_sampler(
-        method or args.method,
-        alpha=args.alpha,
-        max_new_tokens=args.max_new_tokens,
-        **{name: value for name in ("block", "moves") if (value := getattr(args, name)) is not None},
-    )
+    settings = {name: value for name in ("block", "moves") if (value := getattr(args, name)) is not None}
+    if getattr(args, "preset", None) and PRESETS[args.preset].method == (method or args.method):
+        settings = {**PRESETS[args.preset].settings, **settings}
+    return make_sampler(method or args.method, alpha=args.alpha, max_new_tokens=args.max_new_tokens, **settings)
