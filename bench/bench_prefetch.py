@@ -18,13 +18,13 @@ import time
 import numpy as np
 
 from fastpower import PowerTarget
-from fastpower.chains.job import Job, Totals
+from fastpower.chains.job import Job
 from fastpower.decoders.base import Draws, Work
 from fastpower.decoders.toy import ToyDecoder, random_logits
 from fastpower.decoders.transformers import TransformersDecoder
 from fastpower.models import load_model, prompt_tokens
 from fastpower.samplers import MetropolisHastings
-from fastpower.scheduler import Scheduler
+from fastpower.scheduler.scheduler import Scheduler, Totals
 
 LOGITS = random_logits(12, 5, eos=11, eos_bias=-4.0, scale=3.0)
 PROMPTS = (

@@ -1,10 +1,10 @@
 """Chains: what one run is, what it asks for, what it gets, and what it returns."""
 
-from fastpower.chains.chain import Chain, Counts, Run, Sampler, together
+from fastpower.chains.chain import Chain, Counts, Port, Run, Sampler, Ticket, together
 from fastpower.chains.job import Finished, Job
 from fastpower.chains.outcome import Outcome
 from fastpower.chains.record import Record
-from fastpower.chains.requests import Branch, Rollout, Score, Scored, Suffix, Ticket, Watch
+from fastpower.chains.requests import Branch, Rollout, Score, Scored, Suffix, Watch
 
 __all__ = [
     "Branch",
@@ -13,6 +13,7 @@ __all__ = [
     "Finished",
     "Job",
     "Outcome",
+    "Port",
     "Record",
     "Rollout",
     "Run",

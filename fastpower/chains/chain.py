@@ -5,17 +5,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from fastpower.chains.requests import Branch, Request, Ticket
+from fastpower.chains.outcome import Outcome
+from fastpower.chains.requests import Branch, Request, Response
 from fastpower.random import Purpose, derive, uniform
-
-if TYPE_CHECKING:
-    from fastpower.chains.outcome import Outcome
-    from fastpower.target import PowerTarget
+from fastpower.target import PowerTarget
 
 T = TypeVar("T")
-Run = Generator[Any, Any, "Outcome"]
+Run = Generator[Any, Any, Outcome]
 
 
 def together(parts: Iterable[Generator[Any, Any, T]]) -> Generator[Any, Any, list[T]]:
@@ -73,10 +71,37 @@ class Counts:
     prefetch_dropped_tokens: int = 0  #: decoded ahead for states that an accepted move replaced
 
 
-class Chain:
-    """What a sampler's generator sees of the world."""
+class Port(Protocol):
+    """What a scheduler offers to the chains that it runs."""
 
-    def __init__(self, sampler: Sampler, prompt: Branch, seed: int, prompt_id: int | str, index: int) -> None:
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+
+    @property
+    def max_length(self) -> int:
+        """Context length, prompt + answer."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens that a model knows."""
+
+    def submit(self, chain: Chain, request: Request) -> Ticket:
+        """Put a request of a chain to work."""
+
+    def cancelled(self, ticket: Ticket) -> None:
+        """Told after a ticket was cancelled."""
+
+    def idle_rows(self, tokens: int) -> int:
+        """See ``Chain.idle_rows``."""
+
+
+class Chain:
+    """What a sampler's generator sees of the world: its labels, and the scheduler that runs it through ``port``."""
+
+    def __init__(
+        self, sampler: Sampler, prompt: Branch, seed: int, prompt_id: int | str, index: int, port: Port
+    ) -> None:
         self.sampler = sampler
         self.prompt = prompt
         self.seed = seed
@@ -84,13 +109,11 @@ class Chain:
         self.index = index
         self.counts = Counts()
         self.partial: Callable[[], Outcome] | None = None  #: what to return if the run is interrupted now
-        self.eos_ids: frozenset[int] = frozenset()
-        self.max_length = 0
-        self.vocab_size = 0
+        self.eos_ids = port.eos_ids
+        self.max_length = port.max_length
+        self.vocab_size = port.vocab_size
         self._key = derive(seed, prompt_id, index)
-        self._submit: Callable[[Chain, Request], Ticket] | None = None
-        self._cancelled: Callable[[], None] | None = None  # called after a ticket of this chain was cancelled
-        self._idle_rows: Callable[[int], int] | None = None
+        self._port = port
 
     @property
     def prompt_length(self) -> int:
@@ -106,16 +129,36 @@ class Chain:
 
     def start(self, request: Request) -> Ticket:
         """Put a request to work without waiting for it: yield the ticket to get the result, or cancel it."""
-        if self._submit is None:
-            raise RuntimeError("a chain can start requests only while a scheduler runs it")
-        return self._submit(self, request)
+        return self._port.submit(self, request)
 
     def idle_rows(self, tokens: int) -> int:
         """How many rollouts of up to ``tokens`` tokens may be started ahead of need at next to no cost, now: rows that
         nobody else waits for, and memory. It depends on what else runs: no draw may depend on it."""
-        return self._idle_rows(tokens) if self._idle_rows is not None else 0
+        return self._port.idle_rows(tokens)
 
     def moved(self, accepted: bool) -> None:
         """Book one Markov-chain move."""
         self.counts.moves += 1
         self.counts.accepted += accepted
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """A request under way. ``cancel`` drops it; its result is then never delivered."""
+
+    request: Request
+    chain: Chain
+    result: Response | None = None
+    error: Exception | None = None
+    cancelled: bool = False
+    awaited: bool = False  #: the chain's generator waits for it
+    decoded: int = 0  #: tokens decoded for it so far
+
+    @property
+    def done(self) -> bool:
+        return self.result is not None or self.error is not None
+
+    def cancel(self) -> None:
+        self.cancelled = True
+        self.result = None
+        self.chain._port.cancelled(self)

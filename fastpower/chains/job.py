@@ -29,21 +29,3 @@ class Finished:
     outcome: Outcome | None
     error: Exception | None = None
     seconds: float = 0.0  #: wall clock from start to finish, shared with the jobs beside it
-
-
-@dataclass(slots=True)
-class Totals:
-    """What the scheduler did so far."""
-
-    steps: int = 0
-    rows: int = 0
-    tokens: int = 0  #: tokens fed, prefill included
-    draws: int = 0
-    parkings: int = 0
-    scorings: int = 0  #: forwards that evaluated given tokens, counted in rows and tokens but not in steps
-
-    def add(self, rows: int, tokens: int, draws: int) -> None:
-        """Book a forward."""
-        self.rows += rows
-        self.tokens += tokens
-        self.draws += draws

@@ -9,15 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastpower.errors import PromptTooLong
-
-if TYPE_CHECKING:
-    from fastpower.chains.chain import Chain
 
 
 class Watch(Protocol):
@@ -116,29 +113,6 @@ class Scored:
 
 Request = Rollout | Score
 Response = Suffix | Scored
-
-
-@dataclass(slots=True, eq=False)
-class Ticket:
-    """A request under way. ``cancel`` drops it; its result is then never delivered."""
-
-    request: Request
-    chain: Chain
-    result: Response | None = None
-    error: Exception | None = None
-    cancelled: bool = False
-    awaited: bool = False  #: the chain's generator waits for it
-    decoded: int = 0  #: tokens decoded for it so far
-
-    @property
-    def done(self) -> bool:
-        return self.result is not None or self.error is not None
-
-    def cancel(self) -> None:
-        self.cancelled = True
-        self.result = None
-        if self.chain._cancelled is not None:
-            self.chain._cancelled()
 
 
 def check(request: Request, max_length: int) -> None:

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastpower.chains.chain import Chain
+from fastpower.chains.chain import Chain, Ticket
 from fastpower.chains.record import Record
-from fastpower.chains.requests import Suffix, Ticket
+from fastpower.chains.requests import Suffix
 from fastpower.random import Purpose
 from fastpower.samplers.cuts import Bound, CutLaw
 from fastpower.samplers.proposal import Redraw, redraw

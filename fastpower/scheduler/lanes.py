@@ -6,8 +6,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from fastpower.chains.chain import Counts
-from fastpower.chains.requests import Branch, Rollout, Suffix, Ticket
+from fastpower.chains.chain import Counts, Ticket
+from fastpower.chains.requests import Branch, Rollout, Suffix
 from fastpower.decoders.base import TokenDraws
 
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from fastpower.chains.chain import Chain, Run
+from fastpower.chains.chain import Chain, Run, Ticket
 from fastpower.chains.job import Finished, Job
 from fastpower.chains.outcome import Outcome
-from fastpower.chains.requests import Request, Response, Ticket, check
+from fastpower.chains.requests import Request, Response, check
 from fastpower.errors import Ended
 
 
@@ -37,7 +37,7 @@ class Live:
         self.since = time.perf_counter()
 
 
-class Roster:
+class Running:
     """All chains of one scheduler and their requests."""
 
     def __init__(self) -> None:
@@ -53,7 +53,6 @@ class Roster:
 
     def begin(self, job: Job, chain: Chain) -> None:
         """Take a chain in; ``advance`` starts it."""
-        chain._submit, chain._cancelled = self._submit, self._note_cancelled
         live = Live(next(self._counter), job, chain, job.sampler.run(chain))
         self.live.append(live)
         self._owner[chain] = live
@@ -71,7 +70,7 @@ class Roster:
                 request = live.run.throw(error) if error is not None else live.run.send(value)
                 live.many = isinstance(request, list)
                 items = request if live.many else [request]
-                live.awaited = [r if isinstance(r, Ticket) else self._submit(live.chain, r) for r in items]
+                live.awaited = [r if isinstance(r, Ticket) else self.submit(live.chain, r) for r in items]
             except StopIteration as stop:
                 self._finish(live, stop.value, None)
                 continue
@@ -146,7 +145,8 @@ class Roster:
         self._owner.clear()
         return left
 
-    def _submit(self, chain: Chain, request: Request) -> Ticket:
+    def submit(self, chain: Chain, request: Request) -> Ticket:
+        """Queue a request of a chain under way. Raises ValueError or PromptTooLong if it cannot be carried out."""
         check(request, chain.max_length)
         ticket, live = Ticket(request, chain), self._owner[chain]
         live.open.add(ticket)
@@ -156,9 +156,6 @@ class Roster:
             self.exponents = (*self.exponents, *sorted(missing))
             self.exponent_array = np.array(self.exponents, np.float32)
         return ticket
-
-    def _note_cancelled(self) -> None:
-        self.cancelled = True
 
     def _finish(self, live: Live, outcome: Outcome | None, error: Exception | None) -> None:
         for ticket in live.open:

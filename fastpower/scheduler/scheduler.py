@@ -16,16 +16,17 @@ import functools
 import itertools
 import operator
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
-from fastpower.chains.chain import Chain
-from fastpower.chains.job import Finished, Job, Totals
-from fastpower.chains.requests import Branch, Rollout, Score
+from fastpower.chains.chain import Chain, Ticket
+from fastpower.chains.job import Finished, Job
+from fastpower.chains.requests import Branch, Request, Rollout, Score
 from fastpower.decoders.base import Decoder, TokenDraws
 from fastpower.errors import CacheFull, InvalidLogits
 from fastpower.scheduler.batch import Batch
 from fastpower.scheduler.lanes import Lane, Member
 from fastpower.scheduler.residence import Residence
-from fastpower.scheduler.running import Live, Roster
+from fastpower.scheduler.running import Live, Running
 from fastpower.scheduler.scoring import Scoring, score_together
 
 # Up to so many rows a step costs little more than with one, because it waits for the weights (docs/results.md).
@@ -33,6 +34,53 @@ _CHEAP_ROWS = 8
 # NAN | MASKED of fastpower.kernels.Status; written out so that the hot loop compares integers.
 _BAD_ROW = 1 | 2
 _END = object()  # no job is left, nor will be
+
+
+@dataclass(slots=True)
+class Totals:
+    """What the scheduler did so far."""
+
+    steps: int = 0
+    rows: int = 0
+    tokens: int = 0  #: tokens fed, prefill included
+    draws: int = 0
+    parkings: int = 0
+    scorings: int = 0  #: forwards that evaluated given tokens, counted in rows and tokens but not in steps
+
+    def add(self, rows: int, tokens: int, draws: int) -> None:
+        """Book a forward."""
+        self.rows += rows
+        self.tokens += tokens
+        self.draws += draws
+
+
+class _Port:
+    """The scheduler as its chains see it (``chains.chain.Port``)."""
+
+    __slots__ = ("_running", "decoder", "idle_rows")
+
+    def __init__(self, decoder: Decoder, running: Running, idle_rows: Callable[[int], int]) -> None:
+        self.decoder = decoder
+        self.idle_rows = idle_rows
+        self._running = running
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        return self.decoder.eos_ids
+
+    @property
+    def max_length(self) -> int:
+        return self.decoder.max_length
+
+    @property
+    def vocab_size(self) -> int:
+        return self.decoder.vocab_size
+
+    def submit(self, chain: Chain, request: Request) -> Ticket:
+        return self._running.submit(chain, request)
+
+    def cancelled(self, ticket: Ticket) -> None:
+        self._running.cancelled = True
 
 
 class Scheduler:
@@ -72,7 +120,8 @@ class Scheduler:
         self.residence = Residence(decoder, resume=resume)
         self.totals = Totals()
         self.unfinished: list[Finished] = []
-        self._roster = Roster()
+        self._running = Running()
+        self._port = _Port(decoder, self._running, self._idle_rows)
         self._lanes: list[Lane] = []
         self._parked: list[Lane] = []
         self._open: dict[tuple[int, int], Lane] = {}  # (id of parent, length) → lane that has not drawn yet
@@ -83,7 +132,7 @@ class Scheduler:
     @property
     def live(self) -> list[Live]:
         """The chains under way."""
-        return self._roster.live
+        return self._running.live
 
     # -- running -----------------------------------------------------------------------------------------------
 
@@ -107,36 +156,34 @@ class Scheduler:
                     joining = not self._exhausted
                     if isinstance(job, Job):
                         self._begin(job)
-                        self._roster.advance()
-                yield from self._roster.finished()
+                        self._running.advance()
+                yield from self._running.finished()
                 if not self.live:
                     if ended:
                         return
                     continue
                 self._step()
-                self._roster.advance()
+                self._running.advance()
                 if self.on_step is not None:
                     self.on_step(self)
-                yield from self._roster.finished()
+                yield from self._running.finished()
         finally:
             self._abandon()
 
     def end(self, job: Job) -> None:
         """End a job between two steps (from ``on_step``): it finishes as far as it got, ``complete`` being False, or
         with ``Ended`` as its error if it has nothing to return. Others go on; nothing happens if it has ended."""
-        self._roster.end(job)
+        self._running.end(job)
 
     def _begin(self, job: Job) -> None:
-        chain = Chain(job.sampler, self.residence.root(job.prompt), job.seed, job.prompt_id, job.chain)
-        chain.eos_ids = self.decoder.eos_ids
-        chain.max_length, chain.vocab_size = self.decoder.max_length, self.decoder.vocab_size
-        chain._idle_rows = self._idle_rows
-        self._roster.begin(job, chain)
+        root = self.residence.root(job.prompt)
+        chain = Chain(job.sampler, root, job.seed, job.prompt_id, job.chain, self._port)
+        self._running.begin(job, chain)
 
     def _abandon(self) -> None:
         for lane in (*self._lanes, *self._parked):
             self.residence.drop(lane)
-        self.unfinished = self._roster.abandon()
+        self.unfinished = self._running.abandon()
         self._lanes, self._parked = [], []
         self._open.clear()
         self.residence.flush()
@@ -146,18 +193,18 @@ class Scheduler:
 
     def _idle_rows(self, tokens: int) -> int:
         """See ``Chain.idle_rows``. Chains about to go on or still to begin come first: each has a row kept for it."""
-        busy = len(self._roster.ready) if self._exhausted else self.max_chains
+        busy = len(self._running.ready) if self._exhausted else self.max_chains
         spare = min(_CHEAP_ROWS, self.max_rows) - busy
         if spare <= 0 or self._pressed or self._parked or self.lock_step:
             return 0
         self._forget_cancelled()
-        busy += len(self._lanes) + self._roster.waiting()
+        busy += len(self._lanes) + self._running.waiting()
         spare = min(_CHEAP_ROWS, self.max_rows) - busy
         return max(0, min(spare, self.decoder.stats()["free_tokens"] // tokens - busy)) if spare > 0 else 0
 
     def _forget_cancelled(self) -> None:
-        if self._roster.cancelled:
-            self._roster.cancelled = False
+        if self._running.cancelled:
+            self._running.cancelled = False
             self._lanes = [lane for lane in self._lanes if self._prune(lane)]
             self._parked = [lane for lane in self._parked if self._prune(lane)]
 
@@ -171,19 +218,19 @@ class Scheduler:
         if self.lock_step and self._lanes:
             return
         scores: list[Scoring] = []
-        roster = self._roster
-        while (head := roster.head()) is not None:
+        running = self._running
+        while (head := running.head()) is not None:
             order, ticket = head
             request = ticket.request
             key = (id(request.parent), request.length)
             lane = self._open.get(key) if self.share_lanes and isinstance(request, Rollout) else None
             if lane is None and len(self._lanes) + len(scores) >= self.max_rows:
                 break
-            roster.take()
+            running.take()
             if isinstance(request, Score):
-                scores.append(Scoring(ticket, request, roster.columns(request), next(self._counter)))
+                scores.append(Scoring(ticket, request, running.columns(request), next(self._counter)))
                 continue
-            columns = None if request.exponents == roster.exponents else roster.columns(request)
+            columns = None if request.exponents == running.exponents else running.columns(request)
             member = Member(ticket, request, columns)
             if lane is not None and lane.alpha == request.alpha:
                 lane.members.append(member)
@@ -215,17 +262,17 @@ class Scheduler:
     def _score(self, group: list[Scoring]) -> None:
         """Scores are single forwards of their own, at once: those that wait share one."""
         make_room = functools.partial(self._make_room, 0)
-        results = score_together(group, self.decoder, self.residence, self._roster.exponent_array, make_room)
+        results = score_together(group, self.decoder, self.residence, self._running.exponent_array, make_room)
         self.totals.scorings += 1
         for scoring, result in zip(group, results, strict=True):
             if isinstance(result, Exception):
-                self._roster.resolve(scoring.ticket, None, result)
+                self._running.resolve(scoring.ticket, None, result)
                 continue
             counts = scoring.ticket.chain.counts
             counts.forwards += 1
             counts.prefill_tokens += scoring.fed - 1
             self.totals.add(1, scoring.fed, 0)
-            self._roster.resolve(scoring.ticket, result)
+            self._running.resolve(scoring.ticket, result)
 
     # -- one decode step ---------------------------------------------------------------------------------------
 
@@ -237,7 +284,7 @@ class Scheduler:
         while self._lanes:
             try:
                 batch = Batch(self._lanes[: self.max_rows], self.residence, self.prefill_tokens)
-                out = batch.forward(self.decoder, self._roster.exponent_array)
+                out = batch.forward(self.decoder, self._running.exponent_array)
                 break
             except CacheFull as full:
                 if self._make_room(1):
@@ -247,7 +294,7 @@ class Scheduler:
                 self._close(lane)
                 self.residence.drop(lane)
                 for member in lane.members:
-                    self._roster.resolve(member.ticket, None, full)
+                    self._running.resolve(member.ticket, None, full)
                 return
         else:
             return
@@ -302,7 +349,7 @@ class Scheduler:
             )
             self.residence.drop(lane)
             for member in lane.members:
-                self._roster.resolve(member.ticket, None, error)
+                self._running.resolve(member.ticket, None, error)
             return
         groups, done = lane.advance(out, row, batch.firsts[row], self.decoder.eos_ids)
         if done or len(groups) > 1:
@@ -320,13 +367,13 @@ class Scheduler:
         for member, token in done:  # equal tokens share one branch, so that their next rollouts share a lane
             self._pressed = False
             if member.gave_up:
-                self._roster.resolve(member.ticket, member.suffix(None))
+                self._running.resolve(member.ticket, member.suffix(None))
                 continue
             branch = branches.get(token)
             if branch is None:
                 tokens = (*lane.tokens, token) if token >= 0 else tuple(lane.tokens)
                 branch = branches[token] = self.residence.branch(lane, tokens)
-            self._roster.resolve(member.ticket, member.suffix(branch))
+            self._running.resolve(member.ticket, member.suffix(branch))
         if not groups:
             self.residence.drop(lane)
             return

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fastpower.chains.requests import Score, Scored, Ticket
+from fastpower.chains.chain import Ticket
+from fastpower.chains.requests import Score, Scored
 from fastpower.decoders.base import Decoder, TokenScores, Work
 from fastpower.errors import CacheFull, InvalidLogits
 from fastpower.scheduler.lanes import Lane
