@@ -19,6 +19,10 @@ Linear quantised_of(int64_t type, int64_t in, int64_t out, uintptr_t panels, uin
 
 // type: as in GGUF files. Addresses as in fastpower.kernels.quantised.
 void bind_quantised(py::module_& m) {
+  m.def(
+      "ask_for_huge_pages",
+      [](uintptr_t data, int64_t bytes) { ask_for_huge_pages(pointer<void>(data), bytes); }, py::arg("data"),
+      py::arg("bytes"));
   m.def("quantised_bytes", [](int64_t type, int64_t in, int64_t out) {
     return quantised_of(type, in, out, 0, 0).packed_bytes();
   });

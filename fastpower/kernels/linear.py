@@ -8,7 +8,7 @@ import torch
 
 from fastpower.kernels.arguments import check_tensor
 from fastpower.kernels.dispatch import compiling, register, resolve
-from fastpower.kernels.quantised import FORMATS, QuantisedBlocks, pack_rows
+from fastpower.kernels.quantised import FORMATS, PanelMemory, QuantisedBlocks, pack_rows
 
 _DTYPES = (torch.float32, torch.bfloat16)
 
@@ -31,14 +31,17 @@ class PackedLinear:
         return unpack(self)
 
 
-def pack_linear(weight: torch.Tensor | QuantisedBlocks, bias: torch.Tensor | None = None) -> PackedLinear:
+def pack_linear(
+    weight: torch.Tensor | QuantisedBlocks, bias: torch.Tensor | None = None, *, memory: PanelMemory | None = None
+) -> PackedLinear:
     """Pack ``weight`` (out, in), float32 or bfloat16 on the CPU or quantised, and ``bias`` (out,) for ``linear``.
-    Copies both. Quantised weights stay as small as they are, their numbers exactly as given.
+    Copies both. Quantised weights stay as small as they are, their numbers exactly as given; their panels are put in
+    ``memory`` beside those of the model's other weights.
 
     Raises TypeError for another dtype, ValueError for a shape that does not fit or an empty weight.
     """
     if isinstance(weight, QuantisedBlocks):
-        return _pack_quantised(weight, bias)
+        return _pack_quantised(weight, bias, memory)
     check_tensor("pack_linear", "weight", weight, _DTYPES, ("out", "in"))
     if weight.device.type != "cpu":
         raise ValueError(f"pack_linear: weight is on {weight.device}; the packed product runs on the CPU only")
@@ -53,11 +56,11 @@ def pack_linear(weight: torch.Tensor | QuantisedBlocks, bias: torch.Tensor | Non
     return PackedLinear(panels, bias, in_features, out_features, weight.dtype)
 
 
-def _pack_quantised(weight: QuantisedBlocks, bias: torch.Tensor | None) -> PackedLinear:
+def _pack_quantised(weight: QuantisedBlocks, bias: torch.Tensor | None, memory: PanelMemory | None) -> PackedLinear:
     inputs, outputs = weight.in_features, weight.out_features
     bias = _copied(bias, outputs)
     blocks = weight if weight.blocks.stride(1) == 1 else QuantisedBlocks(weight.blocks.contiguous(), weight.format)
-    panels = pack_rows(FORMATS[weight.format], inputs, blocks.row_addresses())
+    panels = pack_rows(FORMATS[weight.format], inputs, blocks.row_addresses(), memory)
     return PackedLinear(panels, bias, inputs, outputs, torch.float32, weight.format)
 
 

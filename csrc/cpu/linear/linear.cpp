@@ -25,7 +25,8 @@ constexpr int64_t kBlockBytes = 1 << 20;  // of rows that pass over all panels w
 constexpr int64_t kAhead = 4096;          // bytes read ahead when a panel is passed over once
 constexpr int64_t kSerial = 1 << 15;      // elements: waking a thread costs more than converting fewer
 
-// Weights are read once per decode step, so each 4 KiB page would cost a TLB miss per step.
+}  // namespace
+
 void ask_for_huge_pages(void* data, int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t kHuge = 2 << 20;
@@ -37,8 +38,6 @@ void ask_for_huge_pages(void* data, int64_t bytes) {
   (void)data, (void)bytes;
 #endif
 }
-
-}  // namespace
 
 void pack_linear(const Linear& linear, const void* weight, int64_t row_stride, void* panels) {
   ask_for_huge_pages(panels, linear.packed_bytes());

@@ -57,6 +57,9 @@ void pack_quantised_linear(const Linear& linear, const uint64_t* rows, void* pan
 void pack_linear(const Linear& linear, const void* weight, int64_t row_stride, void* panels);
 void unpack_linear(const Linear& linear, void* weight);  // (out, in) contiguous
 
+// Weights are read once per decode step, so each 4 KiB page would cost a TLB miss per step.
+void ask_for_huge_pages(void* data, int64_t bytes);
+
 // Output row `row` of quantised weights, in float32 (linear.in).
 void unpack_row(const Linear& linear, int64_t row, float* out);
 

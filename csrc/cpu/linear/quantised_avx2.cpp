@@ -22,9 +22,9 @@ FASTPOWER_AVX2 void multiply_rows(const UnpackedBlock& block, const char* rows, 
 #pragma GCC unroll 3
     for (int r = 0; r < R; ++r) {
       const RowBlock& x = *reinterpret_cast<const RowBlock*>(rows + r * stride);
-      const int32_t offset = offset_of(F) * (kSteps == 16 ? x.sums[0] + x.sums[1] : x.sums[g]);
+      const int32_t begin = offset_of(F) * x.minus[kSteps == 16 ? 0 : 1 + g];
 #pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) sum[r][j] = _mm256_set1_epi32(-offset);
+      for (int j = 0; j < 4; ++j) sum[r][j] = _mm256_set1_epi32(begin);
     }
     for (int s = g * kSteps; s < (g + 1) * kSteps; ++s) {
       __m256i x[R];

@@ -15,6 +15,7 @@ namespace {
 constexpr int64_t kFetched = 4096;
 #define FASTPOWER_TARGET FASTPOWER_AVX512
 #define FASTPOWER_F16C
+#define FASTPOWER_INLINE FASTPOWER_TARGET static inline __attribute__((always_inline))
 #define FASTPOWER_DOT(sum, w, x) _mm512_add_epi32(sum, _mm512_madd_epi16(w, x))
 
 #include "cpu/linear/quantised_avx512.inl"

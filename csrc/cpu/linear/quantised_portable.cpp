@@ -15,8 +15,8 @@ void multiply(const UnpackedBlock& block, const char* rows, int64_t stride, int6
     const RowBlock& x = *reinterpret_cast<const RowBlock*>(rows);
     for (int g = 0; g < 16 / kSteps; ++g) {
       int32_t sum[kColumns];
-      const int32_t offset = offset_of(F) * (kSteps == 16 ? x.sums[0] + x.sums[1] : x.sums[g]);
-      for (int c = 0; c < kColumns; ++c) sum[c] = -offset;
+      const int32_t begin = offset_of(F) * x.minus[kSteps == 16 ? 0 : 1 + g];
+      for (int c = 0; c < kColumns; ++c) sum[c] = begin;
       for (int s = g * kSteps; s < (g + 1) * kSteps; ++s)
         for (int c = 0; c < kColumns; ++c) {
           const int16_t* w = block.words + s * 64 + 2 * c;

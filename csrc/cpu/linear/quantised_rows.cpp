@@ -48,8 +48,9 @@ FASTPOWER_BODY void write_body(bool digits, const float* x, int64_t n, RowBlock*
       sums[0] += q[j];
       sums[1] += q[j + 16];
     }
-    out->sums[0] = sums[0];
-    out->sums[1] = sums[1];
+    out->minus[0] = -(sums[0] + sums[1]);
+    out->minus[1] = -sums[0];
+    out->minus[2] = -sums[1];
     out->sum = out->scale * static_cast<float>(sums[0] + sums[1]);
     if (digits) {
       int8_t* d = reinterpret_cast<int8_t*>(out->x);

@@ -19,11 +19,11 @@ namespace fastpower {
 struct RowBlock {
   // words: inputs 0, 2, 1, 3 of every four; digits: the high ones of four inputs, then their low ones.
   alignas(4) int16_t x[kQuantBlock];
-  float scale;      // what 1 stands for; NaN if an input of the block is not finite
-  int32_t sums[2];  // of the integers of each half
-  float sum;        // of all of them, times scale
+  float scale;       // what 1 stands for; NaN if an input of the block is not finite
+  int32_t minus[3];  // minus the sum of the integers of all, the first and the second half
+  float sum;         // of all of them, times scale
 };
-static_assert(sizeof(RowBlock) == 80, "no padding: rows are addressed by their blocks");
+static_assert(sizeof(RowBlock) == 84, "no padding: rows are addressed by their blocks");
 
 // Whether kernels of an instruction set take this many rows as digits.
 constexpr int64_t kDigitRows = 4;

@@ -1,6 +1,7 @@
 // Unpacking one block of a panel to words and float32 scales, included by the kernels of an instruction set,
 // which define FASTPOWER_TARGET. Loops over bytes that the compiler turns into its vectors.
 
+#if !defined(FASTPOWER_OWN_UNPACK)
 template <Format F>
 FASTPOWER_TARGET static inline void unpack_words(const uint8_t* planes, int16_t* words) {
   constexpr int kBits = bits_of(F), kWidth = kBits - 4;
@@ -26,6 +27,7 @@ FASTPOWER_TARGET static inline void unpack_words(const uint8_t* planes, int16_t*
     }
   }
 }
+#endif
 
 FASTPOWER_TARGET static inline void widen_halves(const uint8_t* halves, float* out) {
 #if defined(FASTPOWER_F16C)

@@ -36,26 +36,6 @@ FASTPOWER_INLINE __m512i dot_bytes(__m512i sum, __m512i w, __m512i x) {  // unsi
 #include "cpu/linear/quantised_avx512.inl"
 #include "cpu/linear/quantised_unpack.inl"
 
-// Bytes shifted by n bits, right or (n < 0) left; what crosses into a neighbour byte is masked off later.
-FASTPOWER_INLINE __m512i shift(__m512i v, int n) {
-  return n < 0 ? (__m512i)((__v32hu)v << -n) : (__m512i)((__v32hu)v >> n);
-}
-
-// Vector (i, h) of a block as unsigned bytes.
-template <Format F>
-FASTPOWER_INLINE __m512i unpack(const char* planes, int i, int h) {
-  constexpr int kBits = bits_of(F);
-  if constexpr (kBits == 8) return _mm512_loadu_si512(planes + (2 * i + h) * 64);
-  const __m512i low = shift(_mm512_loadu_si512(planes + (i / 2 * 2 + h) * 64), i % 2 * 4);
-  const __m512i nibble = _mm512_set1_epi8(15);
-  if constexpr (kBits == 4) return _mm512_and_si512(low, nibble);
-  const int plane = kBits == 6 ? i / 4 : 0, bit = kBits == 6 ? i % 4 * 2 : i;
-  const __m512i high = shift(_mm512_loadu_si512(planes + 512 + (2 * plane + h) * 64), bit - 4);
-  // nibble ? low : high
-  const __m512i both = _mm512_ternarylogic_epi32(nibble, low, high, 0xca);
-  return _mm512_and_si512(both, _mm512_set1_epi8(kBits == 6 ? 63 : 31));
-}
-
 // a of both groups and b of 16 columns.
 template <Format F>
 FASTPOWER_INLINE void scales(const char* chunk, const char* after, int h, __m512* a, __m512* b) {
@@ -102,9 +82,8 @@ FASTPOWER_TARGET void digit_rows(int64_t in, const char* panel, const char* next
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r) {
           const RowBlock& x = *reinterpret_cast<const RowBlock*>(rows + r * stride);
-          const int32_t offset = offset_of(F) * (kGroupQuads == 8 ? x.sums[0] + x.sums[1] : x.sums[g]);
           high[r][0] = high[r][1] = _mm512_setzero_si512();
-          low[r][0] = low[r][1] = _mm512_set1_epi32(-offset);
+          low[r][0] = low[r][1] = first_sum<F>(x.minus[kGroupQuads == 8 ? 0 : 1 + g]);
         }
 #pragma GCC unroll 8
         for (int q = g * kGroupQuads; q < (g + 1) * kGroupQuads; ++q) {

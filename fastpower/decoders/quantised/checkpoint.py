@@ -13,6 +13,7 @@ from fastpower.decoders.transformers import fused
 from fastpower.decoders.transformers.layout import max_length
 from fastpower.errors import UnsupportedModel
 from fastpower.kernels import PackedLinear, QuantisedBlocks, pack_linear, quantise
+from fastpower.kernels.quantised import PanelMemory
 from fastpower.models.gguf.architecture import Architecture
 
 #: weights= → formats of the layers' matrices, and of embedding and head, which decide more and weigh little
@@ -70,7 +71,7 @@ def _layer(layer: Any, rounder: _Rounder) -> Layer:
 
 class _Rounder:
     def __init__(self, inner: str, outer: str, consume: bool) -> None:
-        self._inner, self._outer, self._consume = inner, outer, consume
+        self._inner, self._outer, self._consume, self._memory = inner, outer, consume, PanelMemory()
 
     def inner(self, *modules: Any) -> PackedLinear:
         return self._pack(modules, self._inner)
@@ -85,7 +86,7 @@ class _Rounder:
         if self._consume:
             for module in modules:
                 module.weight.data = torch.empty(0, dtype=module.weight.dtype)
-        return pack_linear(QuantisedBlocks(blocks, format), bias)
+        return pack_linear(QuantisedBlocks(blocks, format), bias, memory=self._memory)
 
 
 def _architecture(model: Any) -> Architecture:

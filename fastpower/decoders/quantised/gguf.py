@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastpower.decoders.quantised.weights import Layer, Rope, Weights, rope_of
 from fastpower.kernels import PackedLinear, pack_linear
-from fastpower.kernels.quantised import FORMATS, pack_rows
+from fastpower.kernels.quantised import FORMATS, PanelMemory, pack_rows
 from fastpower.models.gguf import Architecture, GGUFFile, Undescribed
 
 _FLOATS = {"F32", "F16", "BF16"}
@@ -43,7 +43,7 @@ def weights_of(file: GGUFFile, architecture: Architecture) -> Weights:
 
 class _Packer:
     def __init__(self, file: GGUFFile, architecture: Architecture) -> None:
-        self._file, self._architecture = file, architecture
+        self._file, self._architecture, self._memory = file, architecture, PanelMemory()
 
     def layer(self, i: int) -> Layer:
         a, at = self._architecture, f"blk.{i}."
@@ -102,7 +102,7 @@ class _Packer:
             inputs = self._file.tensors[names[0]].shape[1]
             data = [self._file.data(name) for name in names]
             addresses = [_addresses(one, order) for one, order in zip(data, orders, strict=True)]
-            panels = pack_rows(FORMATS[kind], inputs, np.concatenate(addresses))
+            panels = pack_rows(FORMATS[kind], inputs, np.concatenate(addresses), self._memory)
             packed = PackedLinear(panels, bias, inputs, sum(map(len, addresses)), torch.float32, kind)
             del data
         for name in names:
