@@ -62,7 +62,7 @@ def load_kernels():
     package = importlib.util.module_from_spec(spec)
     sys.modules["triton_kernels"] = package
     spec.loader.exec_module(package)
-    names = sorted(p.stem for p in KERNELS.glob("*.py") if p.stem not in ("__init__", "registers"))
+    names = sorted(p.stem for p in KERNELS.glob("*.py") if p.stem not in ("__init__", "registers", "device"))
     return {name: importlib.import_module(f"triton_kernels.{name}") for name in names}
 
 
@@ -125,13 +125,13 @@ def attention_specs(k):
     for dtype, pointer in DTYPES.items():
         for D in (64, 80, 96, 128, 256):
             M, N, num_warps, num_stages = k["attention_tiles"].tile(getattr(torch, TORCH_NAMES[dtype]), D)
-            shape = dict(HG=4, D=D, DP=triton.next_power_of_2(D), SPLIT=module.SPLIT, SEQUENCES=64)
+            shape = dict(D=D, DP=triton.next_power_of_2(D), SPLIT=module.SPLIT)
             pointers = dict(query_ptr=pointer, k_cache_ptr=pointer, v_cache_ptr=pointer, page_table_ptr="*i32")
             pointers |= dict(query_starts_ptr="*i32", lengths_ptr="*i32", ancestors_ptr="*i64")
-            pointers |= dict(group_starts_ptr="*i32", group_pages_ptr="*i32", m_ptr="*fp32", s_ptr="*fp32")
+            pointers |= dict(tiles_ptr="*i32", m_ptr="*fp32", s_ptr="*fp32")
             strides = [n for n in module.attend_kernel.arg_names if "stride" in n]
-            sizes = dict.fromkeys(["sequences", "groups", "low", "high", "own_tiles", "window", *strides], "i32")
-            for variant in ("plain", "shared", "window,softcap", "tree", "final"):
+            sizes = dict.fromkeys(["low", "high", "window", *strides], "i32")
+            for variant in ("plain", "window,softcap", "tree", "final"):
                 flags = dict(
                     FINAL=variant == "final",
                     WINDOW="window" in variant,
@@ -148,17 +148,27 @@ def attention_specs(k):
                         "scale": "fp32",
                         "softcap": "fp32",
                     },
-                    dict(shape, M=M, N=N, PAGE=16, GROUPS=32 if variant == "shared" else 0, **flags),
+                    dict(shape, HG=4, M=M, N=N, PAGE=16, **flags),
                     dict(num_warps=num_warps, num_stages=num_stages, maxnreg=255, divisible=strides),
                 )
             yield Spec(
                 f"paged_attention.fold[{dtype},D={D}]",
                 module.fold_kernel,
-                dict(m_ptr="*fp32", s_ptr="*fp32", o_ptr="*fp32", query_starts_ptr="*i32", lengths_ptr="*i32")
-                | dict(out_ptr=pointer, sequences="i32", low="i32", window="i32"),
-                dict(shape, HGP=4, WINDOW=False, TREE=False),
+                dict(m_ptr="*fp32", s_ptr="*fp32", o_ptr="*fp32", last_ptr="*i32")
+                | dict(out_ptr=pointer, low="i32", count="i32", window="i32"),
+                dict(shape, CHUNK=module.fold_chunk(shape["DP"]), WINDOW=False),
                 dict(num_warps=4),
             )
+    tiles = k["attention_tiles"]
+    yield Spec(
+        "attention_tiles.plan",
+        tiles.plan_kernel,
+        dict(query_starts_ptr="*i32", lengths_ptr="*i32", group_starts_ptr="*i32", group_pages_ptr="*i32")
+        | dict(tiles_ptr="*i32", last_ptr="*i32")
+        | dict.fromkeys(tiles.PLAN_SIZES, "i32"),
+        dict(M=16, HG=4, SPLIT=module.SPLIT, TREE=False, BLOCK=256),
+        dict(num_warps=4),
+    )
 
 
 def book_specs(k):

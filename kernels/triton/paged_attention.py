@@ -20,7 +20,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .attention_tiles import locate, shared_end, tile, tile_bound
+from .attention_tiles import FIELDS, plan_tiles, tile
+from .device import on_its_device
 from .registers import ALL_REGISTERS
 
 SPLIT = 256
@@ -67,10 +68,12 @@ def attend_split(
     m = tl.full((M,), float("-inf"), tl.float32)
     s = tl.zeros((M,), tl.float32)
     b_o = tl.zeros((M, DP), tl.float32)
+    o_next = tl.load(p_pages + (start + o_n) // PAGE, mask=start + o_n < end, other=0)
     for i_start in range(start, end, N):
         o_token = i_start + o_n
         m_token = o_token < end
-        o_page = tl.load(p_pages + o_token // PAGE, mask=m_token, other=0).to(tl.int64)
+        o_page = o_next.to(tl.int64)
+        o_next = tl.load(p_pages + (o_token + N) // PAGE, mask=o_token + N < end, other=0)
         o_k = o_page * k_stride_page + (o_token % PAGE) * k_stride_slot
         m_kv = m_token[:, None]
         if D < DP:
@@ -101,7 +104,15 @@ def attend_split(
     return m, s, b_o
 
 
-@triton.jit
+SIZES = ("low", "high", "table_stride", "window")
+
+
+@triton.jit(
+    do_not_specialize=[
+        *("page_table_ptr", "query_starts_ptr", "lengths_ptr", "ancestors_ptr", "tiles_ptr", "m_ptr", "s_ptr"),
+        *SIZES,
+    ]
+)
 def attend_kernel(
     query_ptr,  # (queries, Hq, D), last stride 1
     k_cache_ptr,  # (pages, PAGE, Hkv, D), last stride 1
@@ -110,16 +121,12 @@ def attend_kernel(
     query_starts_ptr,  # (sequences + 1,) int32
     lengths_ptr,  # (sequences,) int32
     ancestors_ptr,  # (queries,) int64, unused without TREE
-    group_starts_ptr,  # (groups + 1,) int32, unused without GROUPS
-    group_pages_ptr,  # (groups,) int32
+    tiles_ptr,  # (T, 6) int32, see AttentionPlan
     out_ptr,  # FINAL: (queries, Hq, D) contiguous out; else (splits, high − low, Hq, D) float32 out
     m_ptr,  # (splits, high − low, Hq) float32 out, unused with FINAL
     s_ptr,
-    sequences,
-    groups,
     low,  # this launch is for queries low … high − 1
     high,
-    own_tiles,  # programs from here on are tiles of groups
     q_stride_token,
     q_stride_head,
     k_stride_page,
@@ -134,13 +141,11 @@ def attend_kernel(
     softcap,
     HG: tl.constexpr,  # query heads per K/V head
     D: tl.constexpr,
-    DP: tl.constexpr,  # power of two ≥ D
+    DP: tl.constexpr,  # power of two ≥ D, at least 16
     M: tl.constexpr,
     N: tl.constexpr,
     PAGE: tl.constexpr,
     SPLIT: tl.constexpr,
-    SEQUENCES: tl.constexpr,  # power of two ≥ sequences
-    GROUPS: tl.constexpr,  # power of two ≥ groups, 0 without sharing
     FINAL: tl.constexpr,  # there is one split: write the output itself
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
@@ -148,44 +153,35 @@ def attend_kernel(
 ):
     """Program (tile, K/V head, split) of a tile whose rows belong to one sequence, or, in the splits it shares, to a
     group."""
-    i_program = tl.program_id(0)
+    p_tile = tiles_ptr + tl.program_id(0) * FIELDS
+    i_sequence = tl.load(p_tile)
+    if i_sequence < 0:
+        return
     i_head = tl.program_id(1).to(tl.int64)
-    if GROUPS == 0 or i_program < own_tiles:
-        i_sequence, first_query, end_query, i_tile = locate(
-            i_program, query_starts_ptr, group_starts_ptr, sequences, low, high, False, M, HG, SEQUENCES
-        )
-        if i_sequence >= sequences:
-            return
+    first_query = tl.load(p_tile + 1)
+    end_query = tl.load(p_tile + 2)
+    first_row = tl.load(p_tile + 3)
+    begin = tl.load(p_tile + 4)
+    end = tl.load(p_tile + 5)
+    length = end * 0 + EVERY  # a group's queries all see all of it
+    shift = length
+    context = length
+    if end == 0:
         length = tl.load(lengths_ptr + i_sequence)
         # Position of a query = its index + shift; the last query of the sequence is at length − 1.
         shift = length - tl.load(query_starts_ptr + i_sequence + 1)
         context = shift + tl.load(query_starts_ptr + i_sequence)
         end = length
         if not TREE:
-            end = tl.minimum(shift + first_query + (i_tile * M + M - 1) // HG + 1, length)
-        begin = 0
-        if GROUPS > 0:
-            begin = shared_end(i_sequence, group_starts_ptr, group_pages_ptr, groups, PAGE, SPLIT, GROUPS)
-    else:
-        i_group, first_query, end_query, i_tile = locate(
-            i_program - own_tiles, query_starts_ptr, group_starts_ptr, groups, low, high, True, M, HG, GROUPS
-        )
-        if i_group >= groups:
-            return
-        i_sequence = tl.load(group_starts_ptr + i_group)
-        end = tl.load(group_pages_ptr + i_group) * PAGE // SPLIT * SPLIT
-        begin = 0
-        length = end * 0 + EVERY  # every query sees all of it
-        shift = length
-        context = length
+            end = tl.minimum(shift + first_query + (first_row + M - 1) // HG + 1, length)
     if WINDOW:
-        begin = tl.maximum(shift + first_query + i_tile * M // HG - window + 1, 0) // N * N
+        begin = tl.maximum(shift + first_query + first_row // HG - window + 1, 0) // N * N
     begin = tl.maximum(begin, tl.program_id(2) * SPLIT)
     end = tl.minimum(end, tl.program_id(2) * SPLIT + SPLIT)
     if begin >= end:
         return
 
-    o_row = i_tile * M + tl.arange(0, M)
+    o_row = first_row + tl.arange(0, M)
     o_d = tl.arange(0, DP)
     o_query = first_query + o_row // HG
     o_head = i_head * HG + o_row % HG
@@ -221,63 +217,59 @@ def attend_kernel(
     tl.store(out_ptr + o_out[:, None] * D + o_d[None, :], b_o.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["m_ptr", "s_ptr", "last_ptr", "low", "count", "window"])
 def fold_kernel(
-    m_ptr,  # (splits, high − low, Hq) float32
+    m_ptr,  # (splits, count, Hq) float32
     s_ptr,
-    o_ptr,  # (splits, high − low, Hq, D) float32
-    query_starts_ptr,
-    lengths_ptr,
+    o_ptr,  # (splits, count, Hq, D) float32
+    last_ptr,  # (queries,) int32: last position that each query sees
     out_ptr,  # (queries, Hq, D) contiguous out
-    sequences,
     low,
+    count,
     window,
-    HG: tl.constexpr,
-    HGP: tl.constexpr,  # power of two ≥ HG
     D: tl.constexpr,
     DP: tl.constexpr,
     SPLIT: tl.constexpr,
-    SEQUENCES: tl.constexpr,
+    CHUNK: tl.constexpr,  # splits that are read at a time
     WINDOW: tl.constexpr,
-    TREE: tl.constexpr,
 ):
-    """Program (query − low, K/V head): folds the splits that the query sees, in order."""
+    """Program (query − low, query head): folds the splits that the query sees, in order, ``CHUNK`` at a time.
+
+    Chunks are aligned to split 0, so that a window's beginning, like everything else, concerns the row alone."""
     i_query = low + tl.program_id(0)
-    o_sequence = tl.arange(0, SEQUENCES)
-    b_ends = tl.load(query_starts_ptr + 1 + o_sequence, mask=o_sequence < sequences, other=EVERY)
-    i_sequence = tl.sum((b_ends <= i_query).to(tl.int32), axis=0)
-    last = tl.load(lengths_ptr + i_sequence) - 1
-    if not TREE:
-        last += i_query + 1 - tl.load(query_starts_ptr + i_sequence + 1)
+    last = tl.load(last_ptr + i_query)
     first = 0
     if WINDOW:
         first = tl.maximum(last - window + 1, 0) // SPLIT
-
-    o_head = tl.arange(0, HGP)
+    end = last // SPLIT + 1
+    o_chunk = tl.arange(0, CHUNK)
     o_d = tl.arange(0, DP)
-    m_head = o_head < HG
-    mask = m_head[:, None] & (o_d < D)[None, :]
-    heads = tl.num_programs(1).to(tl.int64) * HG
-    m = tl.full((HGP,), float("-inf"), tl.float32)
-    s = tl.zeros((HGP,), tl.float32)
-    b_o = tl.zeros((HGP, DP), tl.float32)
-    o_row = tl.program_id(1) * HG + o_head
-    for i_split in range(first, last // SPLIT + 1):
-        o_partial = (i_split * tl.num_programs(0) + tl.program_id(0)) * heads + o_row
-        m_split = tl.load(m_ptr + o_partial, mask=m_head, other=float("-inf"))
-        s_split = tl.load(s_ptr + o_partial, mask=m_head, other=0.0)
+    heads = tl.num_programs(1).to(tl.int64)
+    m = tl.full((), float("-inf"), tl.float32)
+    s = tl.zeros((), tl.float32)
+    b_o = tl.zeros((DP,), tl.float32)
+    start = first // CHUNK * CHUNK
+    while start < end:
+        o_split = start + o_chunk
+        m_chunk = (o_split >= first) & (o_split < end)
+        o_partial = (o_split * count + tl.program_id(0)) * heads + tl.program_id(1)
+        b_m = tl.load(m_ptr + o_partial, mask=m_chunk, other=float("-inf"))
+        b_s = tl.load(s_ptr + o_partial, mask=m_chunk, other=0.0)
+        mask = m_chunk[:, None] & (o_d < D)[None, :]
         b_split = tl.load(o_ptr + o_partial[:, None] * D + o_d[None, :], mask=mask, other=0.0)
-        m_new = tl.maximum(m, m_split)
+        m_new = tl.maximum(m, tl.max(b_m, axis=0))
         m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)
         before = tl.exp2(m - m_safe)
-        here = tl.exp2(m_split - m_safe)
-        s = tl.fma(s, before, s_split * here)
-        b_o = tl.fma(b_o, before[:, None], b_split * here[:, None])
+        b_here = tl.exp2(b_m - m_safe)
+        s = tl.fma(s, before, tl.sum(b_s * b_here, axis=0))
+        b_o = b_o * before + tl.sum(b_split * b_here[:, None], axis=0)
         m = m_new
-    o_out = i_query * heads + o_row
-    tl.store(out_ptr + o_out[:, None] * D + o_d[None, :], (b_o / s[:, None]).to(out_ptr.dtype.element_ty), mask=mask)
+        start += CHUNK
+    o_out = i_query * heads + tl.program_id(1)
+    tl.store(out_ptr + o_out * D + o_d, (b_o / s).to(out_ptr.dtype.element_ty), mask=o_d < D)
 
 
+@on_its_device
 def paged_attention(
     query,
     k_cache,
@@ -291,19 +283,21 @@ def paged_attention(
     softcap=0.0,
     shared=None,
     ancestors=None,
+    plan=None,
 ):
     """Causal paged attention; the contract is that of ``fastpower.kernels.paged_attention``.
 
     Beyond the contract, ``ancestors`` (queries,) int64: the new tokens of a sequence, at most 64, form a tree, and bit
     j of a query's word says whether it sees new token j of its sequence (its own bit included) besides everything
-    before the new tokens. Not together with ``window``.
+    before the new tokens. Not together with ``window``. ``plan``: the ``AttentionPlan`` of these queries, made once for
+    all layers; it takes the place of ``shared``. Without one a launch more makes it.
 
     Arguments are trusted. Nothing is read back from the device, so calls can be captured in a CUDA graph. There is a
     program per split of ``page_table``'s width, idle ones included: cut it to the pages in use.
     """
     queries, heads, D = query.shape
     page_size, kv_heads = k_cache.shape[1:3]
-    sequences, max_pages = page_table.shape
+    max_pages = page_table.shape[1]
     out = torch.empty((queries, heads, D), dtype=query.dtype, device=query.device)
     if queries == 0:
         return out
@@ -312,34 +306,39 @@ def paged_attention(
     HG = heads // kv_heads
     M, N, num_warps, num_stages = tile(query.dtype, D)
     splits = triton.cdiv(max_pages * page_size, SPLIT)
-    # Under a window a shared prefix is soon out of sight: not worth a second kind of mask.
-    groups = 0 if shared is None or window > 0 or splits == 1 else shared[1].shape[0]
-    group_starts, group_pages = shared if groups else (query_starts, lengths)
-    shape = dict(HG=HG, D=D, DP=triton.next_power_of_2(D), SPLIT=SPLIT, SEQUENCES=triton.next_power_of_2(sequences))
-    flags = dict(WINDOW=window > 0, TREE=ancestors is not None)
+    shape = dict(D=D, DP=max(16, triton.next_power_of_2(D)), SPLIT=SPLIT)
+    window_flag, tree = window > 0, ancestors is not None
+    if window_flag or splits == 1:
+        shared = None  # under a window a shared prefix is soon out of sight: not worth a second kind of mask
+    cut = dict(queries=queries, HG=HG, M=M, split=SPLIT, page_size=page_size, shared=shared, tree=tree)
 
     step = queries if splits == 1 else max(1, MAX_PARTIAL_BYTES // (splits * heads * (D + 2) * 4))
     for low in range(0, queries, step):
         count = min(step, queries - low)
-        own_tiles, group_tiles = (tile_bound(owners, count, HG, M) for owners in (sequences, groups))
+        part = plan
+        if plan is None or count < queries:
+            part = plan_tiles(query_starts, lengths, low=low, high=low + count, **cut)
         m = s = partial = out
         if splits > 1:
             partial = torch.empty((splits, count, heads, D), dtype=torch.float32, device=query.device)
             m, s = torch.empty((2, splits, count, heads), dtype=torch.float32, device=query.device)
-        attend_kernel[(own_tiles + group_tiles, kv_heads, splits)](
+        attend_kernel[(part.tiles.shape[0], kv_heads, splits)](
             *(query, k_cache, v_cache, page_table, query_starts, lengths),
-            *(query_starts if ancestors is None else ancestors, group_starts, group_pages),
-            *(partial, m, s, sequences, groups, low, low + count, own_tiles),
+            *(query_starts if ancestors is None else ancestors, part.tiles, partial, m, s, low, low + count),
             *(*query.stride()[:2], *k_cache.stride()[:3], *v_cache.stride()[:3], page_table.stride(0)),
             *(D**-0.5 if scale is None else scale, window, softcap),
-            **dict(shape, M=M, N=N, PAGE=page_size, GROUPS=triton.next_power_of_2(groups) if groups else 0),
-            **dict(flags, FINAL=splits == 1, SOFTCAP=softcap > 0, num_warps=num_warps, num_stages=num_stages),
+            **dict(shape, HG=HG, M=M, N=N, PAGE=page_size, FINAL=splits == 1),
+            **dict(WINDOW=window_flag, SOFTCAP=softcap > 0, TREE=tree, num_warps=num_warps, num_stages=num_stages),
             **ALL_REGISTERS,
         )
         if splits > 1:
-            fold_kernel[(count, kv_heads)](
-                *(m, s, partial, query_starts, lengths, out, sequences, low, window),
-                **dict(shape, HGP=triton.next_power_of_2(HG), num_warps=4),
-                **flags,
+            fold_kernel[(count, heads)](
+                *(m, s, partial, part.last, out, low, count, window),
+                **dict(shape, CHUNK=fold_chunk(shape["DP"]), WINDOW=window_flag, num_warps=4),
             )
     return out
+
+
+def fold_chunk(DP):
+    """Splits of which a fold has the sums under way at a time: 16 KB of them."""
+    return 4096 // DP
