@@ -5,8 +5,9 @@
     python bench/aot_table.py --json FILE                         # the same numbers, for tests/triton/aot_baseline.json
     python bench/aot_table.py --known FILE                        # compile what FILE has no numbers of, and a sample
 
-Per kernel and target: registers per thread, bytes spilled, bytes of shared memory, machine instructions. NVIDIA
-numbers are read from the cubin (ptxas, cuobjdump, nvdisasm ship inside triton), AMD numbers from the code object's
+Per kernel and target: registers per thread, bytes spilled, bytes of shared memory, machine instructions; for NVIDIA
+also barriers, loads of 128 bits and of fewer, and how many groups of copies a loop keeps under way. NVIDIA numbers are
+read from the cubin (ptxas, cuobjdump, nvdisasm ship inside triton), AMD numbers from the code object's
 metadata. TRITON_INTERPRET must be unset: the interpreter replaces what would be compiled.
 
 Numbers in a file stand beside a key made of all that they depend on: the kernel's source and that of what it calls,
@@ -84,7 +85,7 @@ def sample_specs(k):
         yield Spec(
             f"sample_tokens.draw[{dtype}]",
             k["sample_tokens"].draw_kernel,
-            {**rows, **draws, **dict(blocks="i32", token_ptr="*i64", logp_ptr="*fp32", status_ptr="*i32")},
+            {**rows, **draws, **dict(B="i32", blocks="i32", token_ptr="*i64", logp_ptr="*fp32", status_ptr="*i32")},
             dict(E=1, HAS_EXCLUDE=True, BLOCK=4096, BLOCKS=64, EXHAUSTED=4),
             dict(num_warps=8),
         )
@@ -212,9 +213,41 @@ def resample_specs(k):
     )
 
 
+def forward_specs(k):
+    for dtype, pointer in DTYPES.items():
+        yield Spec(
+            f"add_rms_norm.add_rms_norm[{dtype}]",
+            k["add_rms_norm"].add_rms_norm_kernel,
+            dict(residual_ptr="*fp32", x_ptr=pointer, inner_ptr="*fp32", weight_ptr="*fp32", out_ptr=pointer)
+            | dict(eps="fp32"),
+            dict(H=3584, BLOCK=4096, HAS_X=True, HAS_INNER=False),
+            dict(num_warps=4),
+        )
+        strides = dict(k_stride_page="i32", v_stride_page="i32")
+        yield Spec(
+            f"rotary_append.rotary_append[{dtype}]",
+            k["rotary_append"].rotary_append_kernel,
+            dict(qkv_ptr=pointer, cos_ptr="*fp32", sin_ptr="*fp32", positions_ptr="*i64", slots_ptr="*i64")
+            | dict(q_norm_ptr="*fp32", k_norm_ptr="*fp32", query_ptr=pointer, k_cache_ptr=pointer, v_cache_ptr=pointer)
+            | dict(strides, eps="fp32"),
+            dict(HQ=28, HKV=4, D=128, HALF=64, PAGE=16, HAS_NORM=True),
+            dict(num_warps=1, divisible=[*strides]),
+        )
+        yield Spec(
+            f"gated_activation.gated_activation[{dtype}]",
+            k["gated_activation"].gated_activation_kernel,
+            dict(gate_up_ptr=pointer, out_ptr=pointer),
+            dict(I=18944, GELU=False, BLOCK=1024),
+            dict(num_warps=4),
+        )
+
+
 def specs():
     k = load_kernels()
-    return [*sample_specs(k), *cache_specs(k), *book_specs(k), *resample_specs(k), *attention_specs(k)]
+    return [
+        *(*sample_specs(k), *cache_specs(k), *book_specs(k), *resample_specs(k), *attention_specs(k)),
+        *forward_specs(k),
+    ]
 
 
 def aligned(spec):
@@ -242,10 +275,19 @@ def nvidia_usage(compiled):
         sass = run(NVIDIA_TOOLS / "nvdisasm", "-c", cubin.name).stdout
     found = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", usage))
     spilled = len(re.findall(r"\b(?:STL|LDL)\b", sass))
+    loads = re.findall(r"\bLDG\.E(\S*)", sass)
+    wide = sum(".128" in width for width in loads)
+    # Groups of asynchronous copies that may still be under way when the oldest is waited for.
+    depths = [int(depth, 16) for depth in re.findall(r"DEPBAR\.LE SB0, (0x[0-9a-f]+)", sass)]
     return dict(
         registers=int(found["REG"]),
         spills=int(found["LOCAL"]) + int(found["STACK"]) + spilled,
         instructions=len(re.findall(r"/\*[0-9a-f]{4,}\*/\s+[@A-Z]", sass)),
+        barriers=len(re.findall(r"\bBAR\.SYNC", sass)),
+        wide_loads=wide,
+        narrow_loads=len(loads) - wide,
+        wide_copies=len(re.findall(r"\bLDGSTS\S*\.128", sass)),
+        pipeline=max(depths, default=0),
     )
 
 
@@ -294,7 +336,7 @@ def main():
     args = parser.parse_args()
     known = json.loads(Path(args.known).read_text())["kernels"] if args.known else {}
     rows, compiled = {}, 0
-    columns = ("registers", "spills", "shared", "instructions")
+    columns = ("registers", "spills", "shared", "instructions", "barriers", "wide_loads", "narrow_loads", "pipeline")
     print(f"triton {triton.__version__}\n{'kernel':48} {'target':11}", *columns)
     # A cache of its own: what is reported was compiled by this run.
     with tempfile.TemporaryDirectory(prefix="triton_aot_") as cache:
@@ -313,11 +355,15 @@ def main():
                     except Exception as error:
                         row = dict(error=f"{type(error).__name__}: {str(error)[-2000:]}")
                 text = row["error"].replace("\n", " ")[-400:] if "error" in row else ""
-                text = text or " ".join(f"{row[column]:{len(column)}}" for column in columns)
+                text = text or " ".join(f"{row.get(column, '–'):>{len(column)}}" for column in columns)
                 print(f"{spec.name:48} {target:11} {text}", flush=True)
                 rows[name] = row
     print(f"{compiled} of {len(rows)} compiled")
     if args.json:
+        if args.match:  # the others' numbers stand; kernels that are no more go
+            names = {spec.name for spec in specs()}
+            kept = json.loads(Path(args.json).read_text())["kernels"] if Path(args.json).exists() else {}
+            rows = {name: row for name, row in kept.items() if name.rsplit(" ", 1)[0] in names} | rows
         Path(args.json).write_text(
             json.dumps(dict(triton=triton.__version__, kernels=rows), indent=1, sort_keys=True) + "\n"
         )

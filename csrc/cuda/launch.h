@@ -25,15 +25,21 @@ class DeviceGuard {
  public:
   explicit DeviceGuard(int device) {
     error_ = cudaGetDevice(&previous_);
-    if (error_ == cudaSuccess && previous_ != device) error_ = cudaSetDevice(device);
+    if (error_ != cudaSuccess || previous_ == device) return;
+    error_ = cudaSetDevice(device);
+    moved_ = error_ == cudaSuccess;
   }
-  ~DeviceGuard() { cudaSetDevice(previous_); }
+  // Only what was changed is put back: a call costs time, and would choose GPU 0 after an error.
+  ~DeviceGuard() {
+    if (moved_) cudaSetDevice(previous_);
+  }
   DeviceGuard(const DeviceGuard&) = delete;
   DeviceGuard& operator=(const DeviceGuard&) = delete;
   cudaError_t error() const { return error_; }
 
  private:
   int previous_ = 0;
+  bool moved_ = false;
   cudaError_t error_;
 };
 

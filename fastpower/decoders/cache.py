@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from fastpower import _C, kernels
+from fastpower.decoders.transfer import to_device
 
 Handles = Sequence[int] | NDArray[np.int64]
 
@@ -152,7 +153,7 @@ class PagedCache:
         copies = Copies(source, target, tokens)
         try:
             if len(source):
-                there = (torch.from_numpy(part).to(self.device) for part in copies)
+                there = to_device(copies, self.device)  # one upload that nothing waits for
                 kernels.copy_pages(self.k, self.v, *there, backend=self.backend)
         except BaseException:
             self._books.rollback(identity)

@@ -15,6 +15,8 @@ Addresses are 64-bit: a cache of many gigabytes has more than 2^31 elements.
 import triton
 import triton.language as tl
 
+from .device import on_its_device
+
 BLOCK = 1024
 
 
@@ -57,6 +59,7 @@ def append_kernel(
     tl.store(p_v + o_head * v_stride_head + o_d, b_v, mask=mask)
 
 
+@on_its_device
 def append_kv(key, value, k_cache, v_cache, slots):
     """Append in place; the contract is that of ``fastpower.kernels.append_kv``.
 

@@ -17,6 +17,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .device import on_its_device
+
 BLOCK = 2048
 WIDE = torch.int32  # cache elements are moved as words of this type where a token's row has a whole number of them
 
@@ -55,6 +57,7 @@ def copy_kernel(
         tl.store(p_layer + target * v_stride_page + o, b_words, mask=o < size)
 
 
+@on_its_device
 def copy_pages(k_cache, v_cache, source, target, tokens):
     """Copy in place; the contract is that of ``fastpower.kernels.copy_pages``.
 

@@ -24,6 +24,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .device import on_its_device
 from .registers import ALL_REGISTERS
 
 BLOCK = 1024
@@ -61,7 +62,7 @@ def page_books(sequences, max_pages, num_pages, device):
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R", "max_pages", "page_size"])
 def assign_kernel(
     page_table_ptr,
     lengths_ptr,
@@ -137,7 +138,7 @@ def assign_kernel(
     tl.store(lengths_ptr + b_target, tl.load(length_ptr + o_row, mask=m_row, other=0), mask=m_row)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R", "max_pages", "page_size"])
 def reserve_kernel(
     page_table_ptr,
     lengths_ptr,
@@ -194,6 +195,7 @@ def reserve_kernel(
     tl.store(fits_ptr, fits.to(tl.int32))
 
 
+@on_its_device
 def assign(books, source, target, length, page_size):
     """Row target[i] becomes the first length[i] tokens of row source[i], for all i at once; in place, one launch.
 
@@ -213,6 +215,7 @@ def assign(books, source, target, length, page_size):
     )
 
 
+@on_its_device
 def reserve(books, rows, page_size):
     """One more token for each of ``rows`` (R,) int32, distinct, −1 = none; in place, one launch → Reservation.
 

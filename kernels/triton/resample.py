@@ -25,6 +25,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .device import on_its_device
+
 BLOCK = 1024
 SCHEMES = ("systematic", "stratified", "multinomial", "residual")
 
@@ -50,7 +52,7 @@ def running_sum(b_mass, before):
     return tl.associative_scan(b_running, 0, greater)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def weights_kernel(
     log_weights_ptr,  # (rows, N) float64
     running_ptr,  # (rows, N) float64 out: of the weights, or of their fractions for residual
@@ -108,7 +110,7 @@ def first_above(p_running, b_threshold, N, STEPS: tl.constexpr, BLOCK: tl.conste
     return low
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def search_kernel(
     running_ptr,  # (rows, N) float64
     copies_ptr,  # (rows, N) float64, residual only
@@ -147,6 +149,7 @@ def search_kernel(
     tl.store(index_ptr + i_row * N + o, b_index.to(tl.int64), mask=mask)
 
 
+@on_its_device
 def resample(log_weights, uniforms, *, scheme="systematic"):
     """Ancestors by ``scheme``; the contract is that of ``fastpower.kernels.resample``.
 

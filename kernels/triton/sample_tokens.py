@@ -17,8 +17,9 @@ block, the only one that is read again. Running sums are float64, so that a unif
 With an excluded token its block is summed again without it and M is the maximum of what is left: subtracting its mass
 would lose a remainder that is many orders of magnitude smaller.
 
-Bits: a row's sums depend on the row alone. Blocks are fixed, nothing is tuned, and no argument is specialised on its
-alignment, since that would change how a block is laid out over threads, and with it the order of its sums.
+Bits: a row's sums depend on the row alone. Blocks are fixed, nothing is tuned, and every row is read in vectors of 16
+bytes (one that does not start at a multiple of 16 is copied first), since another width would change how a block is
+laid out over threads, and with it the order of its sums.
 """
 
 from typing import NamedTuple
@@ -28,7 +29,10 @@ import torch
 import triton
 import triton.language as tl
 
+from .device import on_its_device
+
 BLOCK = 4096
+LOG2E, LN2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)
 NAN, MASKED, EXHAUSTED = 1, 2, 4  # bits of fastpower.kernels.Status
 
 # Rows of the partial sums of one logits row: (4 + E, blocks).
@@ -67,30 +71,36 @@ def statistics_kernel(
     i_row = tl.program_id(0).to(tl.int64)
     i_block = tl.program_id(1)
     o_token = i_block * BLOCK + tl.arange(0, BLOCK)
-    p_logits = logits_ptr + i_row * stride_row
-    b_z = tl.load(p_logits + o_token, mask=o_token < V, other=float("-inf")).to(tl.float32)
+    # Rows start at multiples of 16 bytes (``aligned_rows``), so 16 bytes are asked for at once. The last vector may
+    # reach beyond the row, never beyond its 16 bytes; what it brings from there is left out.
+    VECTOR: tl.constexpr = 128 // logits_ptr.dtype.element_ty.primitive_bitwidth
+    p_logits = tl.multiple_of(logits_ptr + i_row * stride_row, 16)
+    m_vector = o_token // VECTOR < (V + VECTOR - 1) // VECTOR
+    b_z = tl.load(p_logits + o_token, mask=m_vector, other=float("-inf")).to(tl.float32)
+    b_z = tl.where(o_token < V, b_z, float("-inf"))
 
     m = tl.max(b_z, axis=0)
-    b_d = b_z - finite_or_zero(m)
-    b_p = tl.exp(b_d)
+    b_d = (b_z - finite_or_zero(m)) * LOG2E  # exponentials of the hardware have base 2: one factor for all of them
+    b_p = tl.exp2(b_d)
     blocks = tl.num_programs(1)
     p_partial = partial_ptr + i_row * (FIRST_EXPONENT + E) * blocks + i_block
     tl.store(p_partial + MAX * blocks, m)
     tl.store(p_partial + SUM * blocks, tl.sum(b_p, axis=0))
-    tl.store(p_partial + MOMENT * blocks, tl.sum(tl.where(b_p > 0.0, b_d * b_p, 0.0), axis=0))
+    # A masked entry has 0 · (−1e30) here instead of the NaN of 0 · −inf; no logits lie 1e30 apart and count.
+    tl.store(p_partial + MOMENT * blocks, tl.sum(tl.maximum(b_d, -1e30) * b_p, axis=0) * LN2)
 
     alpha = 1.0
     s_alpha = 0.0
     if HAS_ALPHA:
         alpha = tl.load(alpha_ptr + i_row)
-        s_alpha = tl.sum(tl.exp(alpha * b_d), axis=0)
+        s_alpha = tl.sum(tl.exp2(alpha * b_d), axis=0)
         tl.store(p_partial + ALPHA_SUM * blocks, s_alpha)
     for e in tl.static_range(E):
         exponent = tl.load(exponents_ptr + e)
         s_e = s_alpha
         # Exponentials bound this kernel in bf16: the usual case, the target's exponent is the proposal's, saves one.
         if not HAS_ALPHA or exponent != alpha:
-            s_e = tl.sum(tl.exp(exponent * b_d), axis=0)
+            s_e = tl.sum(tl.exp2(exponent * b_d), axis=0)
         tl.store(p_partial + (FIRST_EXPONENT + e) * blocks, s_e)
 
 
@@ -189,13 +199,14 @@ def load_logits(p_logits, o_token, V, exclude):
 
 @triton.jit(
     do_not_specialize=[
-        *("logits_ptr", "stride_row", "V", "alpha_ptr", "partial_ptr", "blocks", "rows_ptr", "keys_ptr"),
+        *("logits_ptr", "stride_row", "B", "V", "alpha_ptr", "partial_ptr", "blocks", "rows_ptr", "keys_ptr"),
         *("positions_ptr", "exclude_ptr", "token_ptr", "logp_ptr", "status_ptr"),
     ]
 )
 def draw_kernel(
     logits_ptr,  # (B, V), stride (stride_row, 1)
     stride_row,
+    B,
     V,
     alpha_ptr,  # (B,) float32
     partial_ptr,  # (B, 4 + E, blocks)
@@ -213,9 +224,15 @@ def draw_kernel(
     BLOCKS: tl.constexpr,
     EXHAUSTED: tl.constexpr,
 ):
-    """Program (draw): chooses a block by its mass, reads it again, chooses one of its 64 lines, then the token."""
+    """Program (draw): chooses a block by its mass, reads it again, chooses one of its 64 lines, then the token.
+
+    A row index outside the batch, which only the device can see, draws token −1 and touches no row."""
     i_draw = tl.program_id(0)
     i_row = tl.load(rows_ptr + i_draw)
+    if (i_row < 0) | (i_row >= B):
+        tl.store(token_ptr + i_draw, i_row * 0 - 1)
+        tl.store(logp_ptr + i_draw, float("nan"))
+        return
     exclude = tl.load(exclude_ptr + i_draw) if HAS_EXCLUDE else -1
     alpha = tl.load(alpha_ptr + i_row)
     p_logits = logits_ptr + i_row * stride_row
@@ -269,8 +286,10 @@ class Partials(NamedTuple):
     constants: dict  # E, BLOCKS
 
 
+@on_its_device
 def block_statistics(logits, exponents, alpha=None):
     """Launch ``statistics_kernel``: one read of the logits."""
+    logits = aligned_rows(logits)
     B, V = logits.shape
     E, blocks = exponents.shape[0], triton.cdiv(V, BLOCK)
     sums = torch.empty((B, 4 + E, blocks), dtype=torch.float32, device=logits.device)
@@ -279,6 +298,20 @@ def block_statistics(logits, exponents, alpha=None):
         **dict(E=E, HAS_ALPHA=alpha is not None, BLOCK=BLOCK, num_warps=8),
     )
     return Partials(sums, blocks, dict(E=E, BLOCKS=triton.next_power_of_2(blocks)))
+
+
+def aligned_rows(logits):
+    """The logits, or a copy of them, whose rows start at multiples of 16 bytes: what ``statistics_kernel`` takes.
+
+    One layout for all, because another width of loads would deal a block to the threads in another order, and give
+    other bits. Rows of a multiple of 16 bytes, which those of a model's head usually are, are taken as they are.
+    """
+    unit = 16 // logits.element_size()
+    if logits.data_ptr() % 16 == 0 and (logits.stride(0) % unit == 0 or logits.shape[0] == 1):
+        return logits
+    B, V = logits.shape
+    rows = torch.empty((B, triton.cdiv(V, unit) * unit), dtype=logits.dtype, device=logits.device)[:, :V]
+    return rows.copy_(logits)
 
 
 def empty_statistics(B, E, device):
@@ -290,6 +323,7 @@ def empty_statistics(B, E, device):
     )
 
 
+@on_its_device
 def sample_tokens(logits, alpha, exponents, rows, keys, positions, exclude=None):
     """Draws and row statistics; the contract is that of ``fastpower.kernels.sample_tokens``.
 
@@ -310,7 +344,7 @@ def sample_tokens(logits, alpha, exponents, rows, keys, positions, exclude=None)
     )
     if D > 0:
         draw_kernel[(D,)](
-            *(logits, logits.stride(0), logits.shape[1], alpha, partials.sums, partials.blocks),
+            *(logits, logits.stride(0), *logits.shape, alpha, partials.sums, partials.blocks),
             *(rows.contiguous(), keys.contiguous(), positions.contiguous()),
             rows if exclude is None else exclude.contiguous(),
             *(token, logp, status),

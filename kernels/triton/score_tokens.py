@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .device import on_its_device
 from .sample_tokens import MASKED, NAN, block_statistics, empty_statistics, merge_row
 
 
@@ -59,6 +60,7 @@ def score_kernel(
     tl.store(logp_ptr + i_row, z - m - log_s)
 
 
+@on_its_device
 def score_tokens(logits, tokens, exponents):
     """Statistics of given tokens; the contract is that of ``fastpower.kernels.score_tokens``.
 

@@ -36,8 +36,15 @@
 using cudaError_t = int;
 constexpr int cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMisalignedAddress = 716,
               cudaErrorLaunchFailure = 719;
-inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
-inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+namespace emulator {
+inline int current_device = 0, device_changes = 0;
+}
+inline cudaError_t cudaGetDevice(int* device) { return *device = emulator::current_device, cudaSuccess; }
+inline cudaError_t cudaSetDevice(int device) {
+  if (device < 0) return cudaErrorInvalidValue;
+  ++emulator::device_changes;
+  return emulator::current_device = device, cudaSuccess;
+}
 inline const char* cudaGetErrorString(cudaError_t error) {
   return error == cudaSuccess              ? "no error"
          : error == cudaErrorLaunchFailure ? "unspecified launch failure"

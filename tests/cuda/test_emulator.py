@@ -20,6 +20,17 @@ __global__ void total(const float* x, float* y, int barrier) {{
 FASTPOWER_API int run(const float* x, float* y, int barrier) {{
   return fastpower::launch(total, 1, 64, nullptr, x, y, barrier);
 }}
+// Where a launch for ``device`` runs; calls that changed the device until it was put back.
+FASTPOWER_API int guarded(int device, int* inside, int* after) {{
+  const int before = emulator::device_changes;
+  {{
+    fastpower::DeviceGuard guard(device);
+    *inside = emulator::current_device;
+    if (guard.error() != cudaSuccess) *inside = -1;
+  }}
+  *after = emulator::current_device;
+  return emulator::device_changes - before;
+}}
 """
 
 
@@ -36,7 +47,16 @@ def total(tmp_path_factory):
         error = library.run(x, y, barrier)
         return error, list(y)
 
+    run.library = library
     return run
+
+
+@pytest.mark.parametrize("device, inside, changes", [(0, 0, 0), (1, 1, 2), (-1, -1, 0)])
+def test_launches_are_on_the_tensors_device_and_only_a_change_is_undone(total, device, inside, changes):
+    places = (ctypes.c_int * 2)()
+    size = ctypes.sizeof(ctypes.c_int)
+    assert total.library.guarded(device, places, ctypes.byref(places, size)) == changes
+    assert list(places) == [inside, 0]
 
 
 @pytest.mark.parametrize("order", [0, 1, 5])

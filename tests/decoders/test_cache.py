@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from fastpower.decoders import cache as cache_module
 from fastpower.decoders.cache import PagedCache
+from fastpower.decoders.transfer import to_device
 from fastpower.errors import CacheFull, UnknownSequence
 
 LAYERS, HEADS, DIM = 3, 2, 5
@@ -243,3 +245,14 @@ def test_thirty_two_forks_of_a_long_prefix_take_within_a_tenth_of_the_distinct_t
     distinct = stats["distinct_tokens"] * cache.bytes_per_token
     assert distinct <= peak <= 1.1 * distinct
     assert stats["live_bytes"] <= 1.1 * distinct
+
+
+def test_page_copies_go_to_the_device_in_one_upload(monkeypatch):
+    uploads = []
+    monkeypatch.setattr(cache_module, "to_device", lambda *args: uploads.append(args) or to_device(*args))
+    cache = PagedCache(1, 1, 8, page_size=4, num_pages=8)
+    first = cache.add()
+    cache.commit(cache.reserve([first], [6]))
+    second = cache.fork(first, 6)
+    plan = cache.reserve([first, second], [1, 1])
+    assert len(plan.copies.source) == 1 and len(uploads) == 1 and len(uploads[0][0]) == 3

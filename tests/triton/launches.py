@@ -7,33 +7,11 @@ sizes of 1 turned into constants and addresses divisible by 16. A driver without
 the kernels compiled. Run by tests/triton/test_ahead_of_time.py in a process of its own.
 """
 
-import sys
 import tempfile
-from pathlib import Path
 
+import null_driver
 import torch
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.runtime.driver import driver
-
-ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
-
-
-class NoDevice:
-    """What JITFunction.run asks of a driver before it launches."""
-
-    def get_current_target(self):
-        return GPUTarget("cuda", 90, 32)
-
-    def get_current_device(self):
-        return 0
-
-    def get_current_stream(self, device=None):
-        return 0
-
-    def get_active_torch_device(self):
-        return torch.device("cpu")
 
 
 def main():
@@ -42,15 +20,14 @@ def main():
     from tests.kernels.paging_inputs import make_case as make_paged
     from tests.kernels.sampling_inputs import make_case
 
-    driver.set_active(NoDevice())
+    null_driver.activate()
     compiled = []
-    run = triton.JITFunction.run
 
-    def compile_only(self, *args, grid, warmup, **options):
-        compiled.append(self.__name__)
-        return run(self, *args, grid=grid, warmup=True, **options)
+    def compile_only(kernel, compile, args, options):
+        compiled.append(kernel.__name__)
+        return compile()
 
-    triton.JITFunction.run = compile_only
+    null_driver.on_launch(compile_only)
     k = load_kernels()
     for rows in (1, 3):
         case = make_case(rows=rows, vocab=5003, draws=rows)
@@ -64,11 +41,24 @@ def main():
         attend(*many, **options)
     attend(*one)
     attend(*many, ancestors=torch.ones(3, dtype=torch.int64))
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for head_dim in (8, 16, 24, 40, 192, 256):
+            attend(*make_paged([600], head_dim=head_dim, dtype=dtype))
     caches = torch.zeros(2, 2, 4, 16, 1, 8, dtype=torch.bfloat16)
     key = torch.zeros(1, 1, 8, dtype=torch.bfloat16)
     zero = torch.zeros(1, dtype=torch.int64)
     k["append_kv"].append_kv(key, key, caches[0, 0], caches[1, 0], zero)
     k["copy_pages"].copy_pages(*caches, zero, zero + 1, zero)
+    weight, residual = torch.ones(24), torch.zeros(1, 24)
+    for x, inner in ((None, None), (residual, None), (residual, weight)):
+        k["add_rms_norm"].add_rms_norm(residual, x, weight, eps=1e-6, dtype=torch.bfloat16, inner=inner)
+    tables = torch.zeros(2, 4), torch.zeros(2, 4)
+    for norms in ({}, dict(q_norm=weight[:8], k_norm=weight[8:16], eps=1e-6)):
+        k["rotary_append"].rotary_append(
+            key.view(1, 8).repeat(1, 4), *tables, zero, zero, *caches[:, 0], heads=2, **norms
+        )
+    for gelu in (False, True):
+        k["gated_activation"].gated_activation(key.view(1, 8), gelu=gelu)
     for scheme in k["resample"].SCHEMES:
         for n in (1, 1500):
             uniforms = torch.zeros(1 if scheme == "systematic" else n, dtype=torch.float64)

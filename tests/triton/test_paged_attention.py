@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as nnf
 from fastpower.kernels.reference.paged_attention import paged_attention as reference
 from fastpower.kernels.triton import paged_attention as kernels
+from fastpower.kernels.triton.attention_tiles import plan_tiles
 
 from fastpower.kernels import paged_attention
 from tests.kernels.paging_inputs import Case, gathered, make_case, make_tree, visible
@@ -72,11 +73,45 @@ def group():
 def test_reading_a_shared_run_once_changes_no_bit(group, monkeypatch):
     case, alone = group
     assert error(alone, case) < 1e-6
-    reads = []
-    monkeypatch.setattr(kernels, "attend_kernel", spy(kernels.attend_kernel, reads))
     shared = (torch.tensor([0, 2, 3], dtype=torch.int32), torch.tensor([17, 0], dtype=torch.int32))
     assert torch.equal(paged_attention(*case, shared=shared, backend="triton"), alone)
-    assert reads[0]["GROUPS"] == 2
+    plan = plan_tiles(*case[4:], **CUT, shared=shared)
+    read = plan.tiles[plan.tiles[:, 0] >= 0]
+    assert read.tolist()[-1] == [0, 0, 4, 0, 0, 256]  # one tile reads the split that sequences 0 and 1 share
+    assert read[:3, 4].tolist() == [256, 256, 0]  # which their own begin behind
+
+
+CUT = dict(queries=5, HG=2, M=16, split=256, page_size=16)
+
+
+def test_a_plan_made_once_serves_in_place_of_one_made_by_every_call(group, monkeypatch):
+    case, alone = group
+    plan = plan_tiles(*case[4:], **CUT)
+    assert plan.last.tolist() == [299, 527, 528, 529, 289]
+    monkeypatch.setattr(kernels, "plan_tiles", None)  # nobody asks for another
+    assert torch.equal(kernels.paged_attention(*case, plan=plan), alone)
+
+
+@pytest.mark.parametrize("shared", [None, ([0, 3, 4], [17, 2])], ids=["alone", "shared"])
+def test_idle_tiles_are_marked_and_every_query_has_its_rows(shared, case=([300, 20, 90, 7], [3, 0, 65, 1])):
+    """More owners than a block of the search has lanes; queries of none, one and several tiles."""
+    lengths, queries = ([*x] * 100 for x in case)
+    starts = torch.tensor([0, *queries]).cumsum(0).to(torch.int32)
+    groups = shared and tuple(torch.tensor(x, dtype=torch.int32) for x in shared)
+    n = int(starts[-1])
+    sizes = dict(queries=n, HG=3, M=16, split=256, page_size=16, low=1, high=n - 1, shared=groups)
+    tiles, last = plan_tiles(starts, torch.tensor(lengths, dtype=torch.int32), **sizes)
+    own = tiles[(tiles[:, 0] >= 0) & (tiles[:, 5] == 0)]
+    covered = [
+        (first + row // 3, row % 3)
+        for _, first, end, at, _, _ in own.tolist()
+        for row in range(at, at + 16)
+        if first + row // 3 < end
+    ]
+    assert sorted(covered) == [(q, h) for q in range(1, n - 1) for h in range(3)]
+    ends = [length - new + i for length, new in zip(lengths, queries, strict=True) for i in range(new)]
+    assert last[1:-1].tolist() == ends[1:-1]
+    assert (tiles[:, 0] == -1).any() and (tiles[:, 5] > 0).sum() == (0 if shared is None else 13)  # ⌈68 · 3 / 16⌉
 
 
 def spy(kernel, calls):

@@ -5,6 +5,7 @@ import torch
 import triton
 import triton.language as tl
 from fastpower.kernels.reference.philox import philox4x32, uniform32
+from fastpower.kernels.triton import sample_tokens as kernels
 from fastpower.kernels.triton.sample_tokens import uniforms
 
 from fastpower.kernels import Status, sample_tokens, score_tokens
@@ -165,3 +166,23 @@ def test_draws_follow_the_power_law():
     counts = (token[:, None] == places).sum(0)
     assert counts.sum() == 150 and g_test(counts, p) > 1e-3
     assert g_test(counts, p**0.25 / (p**0.25).sum()) < 1e-6  # the same draws are not of exponent 1
+
+
+def test_a_row_outside_the_batch_draws_nothing_and_touches_no_row():
+    """Only the device can see the index, so no façade can refuse it there."""
+    case = make_case(rows=2, vocab=129, draws=3)
+    wrong = case._replace(rows=torch.tensor([-1, 2, 1]))
+    value, right = (kernels.sample_tokens(*c) for c in (wrong, case._replace(rows=torch.tensor([0, 0, 1]))))
+    assert value.token.tolist()[:2] == [-1, -1] and value.logp[:2].isnan().all()
+    assert value.token[2] == right.token[2] and torch.equal(value.status, torch.zeros(2, dtype=torch.int32))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("vocab", [1, 7, 4096, 4099])
+def test_rows_are_copied_only_where_they_do_not_start_at_16_bytes(vocab, dtype):
+    unit = 16 // dtype.itemsize
+    wide = torch.zeros(3, vocab + -vocab % unit, dtype=dtype)
+    assert kernels.aligned_rows(wide[:, :vocab]).data_ptr() == wide.data_ptr()
+    for odd in (torch.randn(3, vocab).to(dtype), torch.randn(3 * (vocab + 1)).to(dtype)[1 : 3 * vocab + 1].view(3, -1)):
+        rows = kernels.aligned_rows(odd)
+        assert torch.equal(rows, odd) and rows.stride(0) % unit == 0 and rows.data_ptr() % 16 == 0

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from fastpower import kernels
 from fastpower.decoders.cache import PagedCache
+from fastpower.decoders.transfer import to_device
 from fastpower.decoders.transformers.attention import Step
-from fastpower.decoders.transformers.transfer import to_device
 from fastpower.interfaces import require
 
 _FEWEST_COLUMNS = 64  # 1,024 tokens in pages of 16

@@ -19,6 +19,7 @@ from torch import Tensor
 from fastpower import kernels
 from fastpower.decoders.base import Draws, TokenDraws, TokenScores, Work
 from fastpower.decoders.cache import PagedCache
+from fastpower.decoders.transfer import to_device, to_host
 from fastpower.decoders.transformers import scores, verification
 from fastpower.decoders.transformers.attention import Step, register_attention
 from fastpower.decoders.transformers.compiled import CompiledDecode
@@ -26,7 +27,6 @@ from fastpower.decoders.transformers.fused import FusedForward
 from fastpower.decoders.transformers.layout import KVLayout, kv_layout, refuse_by_config, refuse_by_placement
 from fastpower.decoders.transformers.packing import PackedBatch, Packer
 from fastpower.decoders.transformers.substitution import Substitution
-from fastpower.decoders.transformers.transfer import to_device, to_host
 from fastpower.kernels.dispatch import pick, resolve
 from fastpower.models import memory
 from fastpower.models.prompts import prompt_tokens

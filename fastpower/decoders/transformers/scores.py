@@ -12,8 +12,8 @@ from torch import Tensor
 
 from fastpower import kernels
 from fastpower.decoders.base import TokenScores
+from fastpower.decoders.transfer import to_device, to_host
 from fastpower.decoders.transformers.packing import PackedBatch
-from fastpower.decoders.transformers.transfer import to_device, to_host
 from fastpower.errors import InvalidLogits
 
 #: bytes of logits that exist at a time

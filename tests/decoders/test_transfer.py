@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastpower.decoders.transformers import transfer
+from fastpower.decoders import transfer
 
 ARRAYS = [
     np.arange(5, dtype=np.int64) - (1 << 40),
