@@ -25,6 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog='try: fastpower sample "What is 17 * 24?" --alpha 4 --max-new-tokens 128',
     )
     parser.add_argument("--version", action="version", version=f"fastpower {fastpower.__version__}")
+    parser.set_defaults(parser=parser)  # for completion, which describes all of it
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
         importlib.import_module(f"fastpower.commands.{name}").add_parser(subparsers)

@@ -40,23 +40,21 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    print(script(args.shell), end="")
+    print(script(args.parser, args.shell), end="")
     return 0
 
 
-def script(shell: str) -> str:
-    """The completion script of one of ``SHELLS``."""
-    from fastpower.cli import build_parser
-
-    commands = _subcommands(build_parser())
+def script(parser: argparse.ArgumentParser, shell: str) -> str:
+    """The completion script of one of ``SHELLS`` for the whole command line."""
+    commands = _subcommands(parser)
     if shell == "fish":
         return "".join(_fish(commands))
     flags, values = [], []
-    for name, parser in commands.items():
-        words = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
-        words += [str(c) for action in parser._actions if not action.option_strings for c in action.choices or ()]
+    for name, command in commands.items():
+        words = [flag for action in command._actions for flag in action.option_strings if flag.startswith("--")]
+        words += [str(c) for action in command._actions if not action.option_strings for c in action.choices or ()]
         flags.append(f'        {name}) words="{" ".join(words)}" ;;')
-        for action in parser._actions:
+        for action in command._actions:
             offered = " ".join(map(str, action.choices)) if action.choices else ""
             offered = offered or ("FILES" if action.metavar in _PATHS else "")
             values += [f'    "{name} {f}") words="{offered}" ;;' for f in action.option_strings if offered]
@@ -73,8 +71,8 @@ def _subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.Argument
 
 def _fish(commands: dict[str, argparse.ArgumentParser]) -> Iterator[str]:
     yield f'complete -c fastpower -n __fish_use_subcommand -f -a "{" ".join(commands)}"\n'
-    for name, parser in commands.items():
-        for action in parser._actions:
+    for name, command in commands.items():
+        for action in command._actions:
             for flag in action.option_strings:
                 if flag.startswith("--"):
                     text = (action.help or "").replace("\\", "\\\\").replace("'", "\\'") % {"default": action.default}

@@ -96,6 +96,7 @@ def flag_value(args: Sequence[str], flag: str) -> str | None:
 def load_from(args: argparse.Namespace) -> LanguageModel:
     """The model that the arguments describe."""
     from fastpower.language_model import load
+    from fastpower.measure.machine import set_threads
 
     set_threads(args.threads)
     return load(
@@ -112,20 +113,6 @@ def model_facts(args: argparse.Namespace) -> dict[str, Any]:
     """What identifies the model in a run folder: other numbers of it would be another model's."""
     facts = {"name": args.model or "default", "dtype": args.dtype, "raw": args.raw}
     return facts | ({"weights": args.weights} if args.weights else {})
-
-
-def set_threads(threads: int | None) -> None:
-    """Threads of torch and of our kernels; None leaves both alone."""
-    if threads is None:
-        return
-    if threads < 1:
-        raise ValueError(f"--threads must be at least 1, got {threads}")
-    import torch
-
-    from fastpower import _C
-
-    torch.set_num_threads(threads)
-    _C.set_num_threads(threads)
 
 
 def sampler_from(args: argparse.Namespace, method: str | None = None) -> Sampler:

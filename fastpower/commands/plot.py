@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     if importlib.util.find_spec("matplotlib") is None:
         print("no images: matplotlib is not installed (pip install 'fastpower[plots]')")
         return 0
-    from fastpower.results.plots import plot_run
+    from fastpower.evaluate.report.plots import plot_run
 
     for file in plot_run(Path(args.path), args.folder, formats):
         print(file)

@@ -20,7 +20,7 @@ from fastpower.evaluate.statistics import (
     paired_bootstrap,
     pass_at_k_of,
 )
-from fastpower.results.traces import particles_of
+from fastpower.results.traces import by_method, particles_of
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,6 @@ class Row:
     majority: tuple[int, Estimate] | None
     against: Difference | None  #: accuracy minus that of the first method
     note: str = ""
-
-
-def by_method(records: Iterable[Record]) -> dict[str, list[Record]]:
-    """Records of each method, in order of appearance."""
-    groups: dict[str, list[Record]] = {}
-    for record in records:
-        groups.setdefault(str(record["method"]), []).append(record)
-    return groups
 
 
 def summarise(records: Sequence[Record], *, chains: int | None = None, match_best_of_n: bool = False) -> list[Row]:

@@ -38,7 +38,7 @@ class Worker:
 
     def __init__(self, load: Load, max_rows: int, threads: int | None) -> None:
         if threads is not None:
-            from fastpower.commands.options import set_threads
+            from fastpower.measure.machine import set_threads
 
             set_threads(threads)
         self._run = local_engine(load, max_rows=max_rows)

@@ -17,7 +17,8 @@ if not (Path(__file__).parent / "reference").exists() and (_checkout / "referenc
     __path__.append(str(_checkout))
 
 from fastpower.kernels.dispatch import BACKENDS, Status, backends  # noqa: E402
-from fastpower.kernels.linear import PackedLinear, linear, pack_linear  # noqa: E402
+from fastpower.kernels.linear import linear, pack_linear  # noqa: E402
+from fastpower.kernels.packed_linear import PackedLinear  # noqa: E402
 from fastpower.kernels.paging import append_kv, copy_pages, paged_attention  # noqa: E402
 from fastpower.kernels.quantised import QuantisedBlocks, quantise  # noqa: E402
 from fastpower.kernels.resampling import Ancestors, resample  # noqa: E402

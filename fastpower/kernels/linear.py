@@ -2,33 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
 from fastpower.kernels.arguments import check_tensor
 from fastpower.kernels.dispatch import compiling, register, resolve
+from fastpower.kernels.packed_linear import PackedLinear
 from fastpower.kernels.quantised import FORMATS, PanelMemory, QuantisedBlocks, pack_rows
 
 _DTYPES = (torch.float32, torch.bfloat16)
-
-
-@dataclass(frozen=True, eq=False)
-class PackedLinear:
-    """Weights of ``linear``. The layout of ``panels`` is private to ``csrc/cpu/linear/linear.h``."""
-
-    panels: torch.Tensor  #: uint8, 64-byte aligned
-    bias: torch.Tensor | None  #: (out_features,) float32
-    in_features: int
-    out_features: int
-    dtype: torch.dtype  #: of the weights and of the rows: float32 or bfloat16; quantised: float32
-    format: str | None = None  #: of quantised weights, a name in ``fastpower.kernels.quantised.FORMATS``
-
-    def weight(self) -> torch.Tensor:
-        """The (out_features, in_features) weight, unpacked: equal bits to what was packed (quantised: dequantised)."""
-        from fastpower.kernels.cpu.linear import unpack
-
-        return unpack(self)
 
 
 def pack_linear(

@@ -16,6 +16,22 @@ from numpy.typing import NDArray
 from fastpower import _C
 
 
+def set_threads(threads: int | None) -> None:
+    """Threads of torch and of our kernels; None leaves both alone.
+
+    Raises:
+        ValueError: fewer than one.
+    """
+    if threads is None:
+        return
+    if threads < 1:
+        raise ValueError(f"--threads must be at least 1, got {threads}")
+    import torch
+
+    torch.set_num_threads(threads)
+    _C.set_num_threads(threads)
+
+
 def seconds(call: Callable[[], object], repeats: int = 7) -> float:
     """Median wall time of ``call`` after one call to warm up."""
     call()

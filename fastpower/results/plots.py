@@ -1,23 +1,22 @@
-"""Plots of answers and runs with matplotlib: every function draws on the axes it is given and returns them.
+"""Plots of answers with matplotlib: every function draws on the axes it is given and returns them.
 
 Records are dictionaries as ``Result.to_dict()`` gives them or as ``fastpower eval`` writes them; a ``Result`` will do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fastpower.errors import FastpowerError
-from fastpower.evaluate.report.svg import BAD, COLOURS, GOOD, INK, MUTED
-from fastpower.evaluate.statistics import Record
-from fastpower.evaluate.summary import Row, by_method, summarise
+from fastpower.results.colours import BAD, COLOURS, GOOD, INK, MUTED
 from fastpower.results.traces import (
+    Fields,
     acceptance_by_position,
     ancestry,
+    by_method,
     ess_curve,
     lineage,
     moves_of,
@@ -28,22 +27,24 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def _record(record: Any) -> Record:
+def _record(record: Any) -> Fields:
     return record.to_dict() if hasattr(record, "to_dict") else record  # type: ignore[no-any-return]
 
 
-def _axes(ax: Axes | None, **size: Any) -> Axes:
+def axes(ax: Axes | None, **size: Any) -> Axes:
+    """``ax``, or new axes. Raises FastpowerError, naming what to install, without matplotlib."""
     if ax is not None:
         return ax
     try:
         import matplotlib.pyplot as plt
     except ImportError:
         raise FastpowerError("plots need matplotlib: `pip install 'fastpower[plots]'`") from None
-    axes: Axes = plt.subplots(layout="constrained", **size)[1]
-    return axes
+    new: Axes = plt.subplots(layout="constrained", **size)[1]
+    return new
 
 
-def _finish(ax: Axes, title: str, x: str, y: str) -> Axes:
+def finish(ax: Axes, title: str, x: str, y: str) -> Axes:
+    """Title, labels and a quiet frame."""
     ax.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK)
     ax.set_xlabel(x)
     ax.set_ylabel(y)
@@ -56,7 +57,7 @@ def _finish(ax: Axes, title: str, x: str, y: str) -> Axes:
 def plot_entropy(record: Any, ax: Axes | None = None) -> Axes:
     """Entropy (nats) along the answer, with the cuts of accepted (filled) and rejected (hollow) moves below it."""
     record = _record(record)
-    ax = _axes(ax, figsize=(9, 2.8))
+    ax = axes(ax, figsize=(9, 2.8))
     entropy = [float(h) for h in record["entropy"]]
     ax.stairs(entropy, color=COLOURS[0], fill=True, alpha=0.18)
     ax.stairs(entropy, color=COLOURS[0], linewidth=1.2)
@@ -74,7 +75,7 @@ def plot_entropy(record: Any, ax: Axes | None = None) -> Axes:
         ax.axhline(0, color=MUTED, linewidth=0.8)
         ax.legend(frameon=False, fontsize=8, loc="upper right")
         ax.set_yticks([tick for tick in ax.get_yticks() if tick >= 0])
-    return _finish(ax, "Entropy along the answer", "token", "entropy (nats)")
+    return finish(ax, "Entropy along the answer", "token", "entropy (nats)")
 
 
 def plot_logp(record: Any, ax: Axes | None = None) -> Axes:
@@ -83,7 +84,7 @@ def plot_logp(record: Any, ax: Axes | None = None) -> Axes:
     moves = moves_of(record)
     if not moves:
         raise ValueError(f"a record of method {record.get('method')!r} has no moves to plot")
-    ax = _axes(ax, figsize=(6, 3))
+    ax = axes(ax, figsize=(6, 3))
     x, y = np.arange(1, len(moves) + 1), np.array([float(m["logp"]) for m in moves])
     taken = np.array([bool(m["accepted"]) for m in moves])
     ax.plot(x, y, color=INK, linewidth=1.2)
@@ -94,12 +95,12 @@ def plot_logp(record: Any, ax: Axes | None = None) -> Axes:
             ax.axvline(i + 0.5, color=MUTED, linewidth=0.8, linestyle=":")
     ax.locator_params(axis="x", integer=True)
     ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return _finish(ax, "log p over moves", "move", "log p (nats)")
+    return finish(ax, "log p over moves", "move", "log p (nats)")
 
 
 def plot_acceptance(records: Iterable[Any], ax: Axes | None = None) -> Axes:
     """Acceptance rate by cut position as a fraction of the answer; one line per method with moves."""
-    ax = _axes(ax, figsize=(6, 3))
+    ax = axes(ax, figsize=(6, 3))
     for i, (name, group) in enumerate(by_method([_record(r) for r in records]).items()):
         rates, counts = acceptance_by_position(group)
         if len(rates):
@@ -110,7 +111,7 @@ def plot_acceptance(records: Iterable[Any], ax: Axes | None = None) -> Axes:
     ax.set_ylim(0, 1.02)
     if ax.lines:
         ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return _finish(ax, "Acceptance by cut position", "cut position / length", "accepted")
+    return finish(ax, "Acceptance by cut position", "cut position / length", "accepted")
 
 
 def plot_ess(record: Any, ax: Axes | None = None) -> Axes:
@@ -119,14 +120,14 @@ def plot_ess(record: Any, ax: Axes | None = None) -> Axes:
     positions, values, resampled = ess_curve(record)
     if not values:
         raise ValueError(f"a record of method {record.get('method')!r} has no effective sample sizes to plot")
-    ax = _axes(ax, figsize=(6, 3))
+    ax = axes(ax, figsize=(6, 3))
     ax.plot(positions, values, color=COLOURS[2], marker=".", linewidth=1.4)
     hit = np.array(resampled)
     ax.scatter(np.array(positions)[hit], np.array(values)[hit], color=BAD, zorder=3, s=24, label="resampled")
     ax.set_ylim(0, float(particles_of(record) or max(values)) * 1.03)
     if hit.any():
         ax.legend(frameon=False, fontsize=8)
-    return _finish(ax, "Effective sample size", "token", "ESS")
+    return finish(ax, "Effective sample size", "token", "ESS")
 
 
 def plot_genealogy(record: Any, ax: Axes | None = None) -> Axes:
@@ -135,7 +136,7 @@ def plot_genealogy(record: Any, ax: Axes | None = None) -> Axes:
     generations = ancestry(record)
     if not generations:
         raise ValueError(f"a record of method {record.get('method')!r} was never resampled: nothing to plot")
-    ax = _axes(ax, figsize=(6, 3.4))
+    ax = axes(ax, figsize=(6, 3.4))
     for t, ancestors in enumerate(generations):
         for child, parent in enumerate(ancestors):
             ax.plot([t, t + 1], [parent, child], color="#b8c0cc", linewidth=0.8)
@@ -144,72 +145,4 @@ def plot_genealogy(record: Any, ax: Axes | None = None) -> Axes:
     if line:
         ax.plot(range(len(line)), line, color=COLOURS[1], linewidth=2.2, label="the answer's line")
         ax.legend(frameon=False, fontsize=8)
-    return _finish(ax, "Genealogy", "resampling", "particle")
-
-
-def plot_cost(rows: Sequence[Row], cost: str = "decoded_tokens", ax: Axes | None = None) -> Axes:
-    """Accuracy ± standard error of the rows of ``summarise`` against ``decoded_tokens`` or ``wall_seconds``."""
-    if cost not in ("decoded_tokens", "wall_seconds"):
-        raise ValueError(f"cost must be 'decoded_tokens' or 'wall_seconds', got {cost!r}")
-    ax = _axes(ax, figsize=(8, 3.4))
-    points = [(i, row, getattr(row, cost)) for i, row in enumerate(rows) if getattr(row, cost)]
-    for i, row, total in points:
-        x = total / row.answers if cost == "wall_seconds" else total
-        se = 0.0 if np.isnan(row.accuracy.se) else row.accuracy.se
-        ax.errorbar(
-            x, row.accuracy.mean, yerr=se, fmt="o", color=COLOURS[i % len(COLOURS)], capsize=2, label=row.method
-        )
-    ax.set_xscale("log")
-    ax.xaxis.set_major_formatter("{x:g}")  # 20, not 2 × 10¹
-    ax.xaxis.set_minor_formatter(_first_digits)
-    ax.margins(x=0.12)
-    if points:
-        ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    label = "tokens decoded per answer" if cost == "decoded_tokens" else "seconds per answer, all together"
-    return _finish(ax, f"Accuracy against {label.split(' per')[0]}", label, "accuracy")
-
-
-def _first_digits(value: float, _: float) -> str:
-    """Labels of a logarithmic axis between its decades: 2, 3 and 5 of each; with all nine it is crowded."""
-    return f"{value:g}" if f"{value:e}"[0] in "235" else ""
-
-
-def plot_run(path: str | Path, folder: str | Path | None = None, formats: Sequence[str] = ("png",)) -> list[Path]:
-    """Draw a run folder: overall plots, and those of the first answer of every method. Files go to RUN/plots."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    from fastpower.evaluate.runs import check_writable, read_config, read_records
-
-    config = read_config(path)["config"]
-    records = read_records(path, timings=True)
-    if not records:
-        raise ValueError(f"{str(path)!r} holds no finished record yet")
-    target = Path(folder) if folder is not None else Path(path) / "plots"
-    check_writable(target)
-    rows = summarise(records, chains=config.get("chains"), match_best_of_n=bool(config.get("match_best_of_n")))
-    drawn: list[tuple[str, Axes]] = [("accuracy_tokens", plot_cost(rows))]
-    if any(row.wall_seconds for row in rows):
-        drawn.append(("accuracy_seconds", plot_cost(rows, "wall_seconds")))
-    if any(moves_of(r) for r in records):
-        drawn.append(("acceptance", plot_acceptance(records)))
-    for name, group in by_method(records).items():
-        stem = "".join(c if c.isalnum() else "_" for c in name).strip("_")
-        drawn.append((f"entropy_{stem}", plot_entropy(group[0])))
-        if moves_of(group[0]):
-            drawn.append((f"logp_{stem}", plot_logp(group[0])))
-        if ess_curve(group[0])[1]:
-            drawn.append((f"ess_{stem}", plot_ess(group[0])))
-        if ancestry(group[0]):
-            drawn.append((f"genealogy_{stem}", plot_genealogy(group[0])))
-    files = []
-    for stem, ax in drawn:
-        figure: Any = ax.get_figure()
-        for suffix in formats:
-            file = target / f"{stem}.{suffix}"
-            figure.savefig(file, dpi=150)
-            files.append(file)
-        plt.close(figure)
-    return files
+    return finish(ax, "Genealogy", "resampling", "particle")

@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 
+from fastpower.cli import build_parser
 from fastpower.commands.completion import SHELLS, script
 
 
@@ -14,7 +15,7 @@ def _complete(words: list[str]) -> list[str]:
     """What bash offers for the last of ``words``."""
     quoted = " ".join(f"'{word}'" for word in words)
     call = f"COMP_WORDS=({quoted}); COMP_CWORD={len(words) - 1}; _fastpower"
-    program = f'{script("bash")}\n{call}\nprintf "%s\\n" "${{COMPREPLY[@]}}"'
+    program = f'{script(build_parser(), "bash")}\n{call}\nprintf "%s\\n" "${{COMPREPLY[@]}}"'
     return subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True).stdout.split()
 
 
@@ -30,5 +31,5 @@ def test_bash_completes_commands_flags_and_choices() -> None:
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_every_shell_has_every_subcommand(shell: str) -> None:
-    text = script(shell)
+    text = script(build_parser(), shell)
     assert all(name in text for name in ("sample", "compare", "eval", "plot", "env"))

@@ -16,6 +16,7 @@ from fastpower.commands import compare  # noqa: E402
 from fastpower.evaluate.evaluation import Evaluation, evaluate  # noqa: E402
 from fastpower.evaluate.items import local_engine  # noqa: E402
 from fastpower.evaluate.methods import parse_methods  # noqa: E402
+from fastpower.evaluate.report import plots as run_plots  # noqa: E402
 from fastpower.evaluate.summary import summarise  # noqa: E402
 from fastpower.results import plots  # noqa: E402
 from tests.evaluate.toys import toy_model, toy_task  # noqa: E402
@@ -62,7 +63,7 @@ def test_what_a_method_does_not_have_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="'plain' has no moves"):
         plots.plot_logp(_record(method="plain", trace=[]))
     with pytest.raises(ValueError, match="cost must be"):
-        plots.plot_cost([], "money")
+        run_plots.plot_cost([], "money")
 
 
 def test_plot_draws_a_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,7 +82,7 @@ def test_accuracy_is_plotted_with_its_error_at_its_cost(tmp_path: Path) -> None:
     from fastpower.evaluate.runs import read_records
 
     rows = summarise(read_records(path))
-    ax = plots.plot_cost(rows)
+    ax = run_plots.plot_cost(rows)
     points = [line.get_xydata()[0].tolist() for line in ax.lines if line.get_marker() == "o"]
     assert points == [[row.decoded_tokens, row.accuracy.mean] for row in rows]
     plt.close("all")

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from fastpower.evaluate.report.svg import BAD, COLOURS, GOOD, INK, MUTED, Chart, number, side_label
+from fastpower.evaluate.report.svg import Chart, number, side_label
 from fastpower.evaluate.statistics import Record
 from fastpower.evaluate.summary import Row
+from fastpower.results.colours import BAD, COLOURS, GOOD, INK, MUTED
 from fastpower.results.traces import acceptance_by_position, ancestry, ess_curve, lineage, moves_of, particles_of
 
 

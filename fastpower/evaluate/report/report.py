@@ -9,13 +9,13 @@ from typing import Any
 
 from fastpower.evaluate.report import charts
 from fastpower.evaluate.report.page import SCRIPT, STYLE
-from fastpower.evaluate.report.svg import COLOURS
 from fastpower.evaluate.report.table import cells, several_answers
 from fastpower.evaluate.runs import read_config
 from fastpower.evaluate.statistics import Record, by_problem
-from fastpower.evaluate.summary import Row, by_method
+from fastpower.evaluate.summary import Row
 from fastpower.models import DEFAULT_MODEL
-from fastpower.results.traces import moves_of
+from fastpower.results.colours import COLOURS
+from fastpower.results.traces import by_method, moves_of
 
 PROBLEMS = 12  #: problems whose answers are shown
 TOKENS = 1500  #: tokens of an answer that are shown

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
 from fastpower import _C
+from fastpower.kernels.packed_linear import PackedLinear
 from fastpower.kernels.quantised import FORMATS, aligned
-
-if TYPE_CHECKING:
-    from fastpower.kernels.linear import PackedLinear
 
 
 def pack(weight: torch.Tensor) -> torch.Tensor:
@@ -20,18 +16,6 @@ def pack(weight: torch.Tensor) -> torch.Tensor:
     panels = aligned(size)
     _C.pack_linear(bfloat16, in_features, out_features, weight.data_ptr(), weight.stride(0), panels.data_ptr())
     return panels
-
-
-def unpack(packed: PackedLinear) -> torch.Tensor:
-    if packed.format is not None:
-        out = torch.empty(packed.out_features, packed.in_features)
-        type = FORMATS[packed.format].type
-        _C.unpack_quantised(type, packed.in_features, packed.out_features, packed.panels.data_ptr(), out.data_ptr())
-        return out
-    weight = torch.empty(packed.out_features, packed.in_features, dtype=packed.dtype)
-    bfloat16 = packed.dtype == torch.bfloat16
-    _C.unpack_linear(bfloat16, packed.in_features, packed.out_features, packed.panels.data_ptr(), weight.data_ptr())
-    return weight
 
 
 def linear(x: torch.Tensor, packed: PackedLinear, out_dtype: torch.dtype) -> torch.Tensor:

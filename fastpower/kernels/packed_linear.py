@@ -1,0 +1,33 @@
+"""Weights of ``linear``: packed once, in panels whose layout ``csrc/cpu/linear`` keeps to itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from fastpower import _C
+from fastpower.kernels.quantised import FORMATS
+
+
+@dataclass(frozen=True, eq=False)
+class PackedLinear:
+    """Weights of ``linear``. The layout of ``panels`` is private to ``csrc/cpu/linear/linear.h``."""
+
+    panels: torch.Tensor  #: uint8, 64-byte aligned
+    bias: torch.Tensor | None  #: (out_features,) float32
+    in_features: int
+    out_features: int
+    dtype: torch.dtype  #: of the weights and of the rows: float32 or bfloat16; quantised: float32
+    format: str | None = None  #: of quantised weights, a name in ``fastpower.kernels.quantised.FORMATS``
+
+    def weight(self) -> torch.Tensor:
+        """The (out_features, in_features) weight, unpacked: equal bits to what was packed (quantised: dequantised)."""
+        size, panels = (self.out_features, self.in_features), self.panels.data_ptr()
+        if self.format is not None:
+            out = torch.empty(size, dtype=torch.float32, device="cpu")
+            _C.unpack_quantised(FORMATS[self.format].type, *size[::-1], panels, out.data_ptr())
+            return out
+        out = torch.empty(size, dtype=self.dtype, device="cpu")
+        _C.unpack_linear(self.dtype == torch.bfloat16, *size[::-1], panels, out.data_ptr())
+        return out
