@@ -12,12 +12,14 @@ import os
 import re
 import shutil
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastpower.errors import ModelNotFound
 from fastpower.interfaces import interface
 from fastpower.models.reading import LOADING, no_progress_bars, require_gguf, special_tokens_of_model, unpacked
+from fastpower.progress import on_terminal
 
 
 class PackagedModel(NamedTuple):
@@ -128,8 +130,9 @@ def _export(model: PackagedModel, files: list[Path], target: Path) -> None:
                 with part.open("rb") as handle:
                     shutil.copyfileobj(handle, joined)
     where: dict[str, Any] = {"gguf_file": source.name, "local_files_only": True}
-    tokenizer = AutoTokenizer.from_pretrained(source.parent, **where)
-    weights = AutoModelForCausalLM.from_pretrained(source.parent, dtype="float32", **where, **unpacked())
+    with nullcontext() if on_terminal() else no_progress_bars():  # half a minute
+        tokenizer = AutoTokenizer.from_pretrained(source.parent, **where)
+        weights = AutoModelForCausalLM.from_pretrained(source.parent, dtype="float32", **where, **unpacked())
     special_tokens_of_model(tokenizer, weights.config)
     # The weights are plain now; with these marks save_pretrained would refuse to write them.
     weights.config.__dict__.pop("quantization_config", None)

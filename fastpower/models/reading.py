@@ -47,7 +47,7 @@ def unpacked() -> dict[str, Any]:
 
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
-    """transformers draws a bar for a second of work. (Unpacking a GGUF file takes long and keeps its bar.)"""
+    """transformers draws a bar for a second of work. (Unpacking a packaged model keeps it, on a terminal.)"""
     with interface("transformers"):
         from transformers.utils import logging
 
