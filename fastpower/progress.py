@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as RichProgress
 
 from fastpower.chains.job import Finished, Job
+from fastpower.terminal import on_terminal
 
 if TYPE_CHECKING:
     from fastpower.scheduler import Scheduler
@@ -80,8 +81,3 @@ class Progress:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.stop()
-
-
-def on_terminal() -> bool:
-    """Whether stderr is a terminal, and so whether a bar may be drawn there; everything that draws one asks here."""
-    return bool(getattr(sys.stderr, "isatty", lambda: False)())

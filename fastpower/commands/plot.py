@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     rows = summarise(records, chains=config.get("chains"), match_best_of_n=bool(config.get("match_best_of_n")))
     print(write_report(args.path, records, rows))
     if importlib.util.find_spec("matplotlib") is None:
-        print("no images: matplotlib is not installed (pip install 'fastpower[plots]')")
+        print("no images: matplotlib is not installed (pip install '.[plots]' in fastpower's checkout)")
         return 0
     from fastpower.evaluate.report.plots import plot_run
 

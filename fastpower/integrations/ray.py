@@ -176,7 +176,7 @@ def _ray() -> Any:
     try:
         import ray
     except ImportError:
-        raise FastpowerError("--engine ray needs Ray: `pip install 'fastpower[ray]'`") from None
+        raise FastpowerError("--engine ray needs Ray: `pip install '.[ray]'` in fastpower's checkout") from None
     return ray
 
 

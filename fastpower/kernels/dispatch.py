@@ -47,7 +47,7 @@ def why_not(backend: str) -> str | None:
             return None
         case "triton":
             if importlib.util.find_spec("triton") is None:
-                return "triton is not installed; `pip install fastpower[triton]`"
+                return "triton is not installed; `pip install '.[triton]'` in fastpower's checkout"
             if torch.cuda.is_available() or _interpreted():
                 return None
             return "torch sees no GPU (set TRITON_INTERPRET=1 before triton is imported to run it slowly on the CPU)"

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from fastpower.errors import ModelNotFound
 from fastpower.interfaces import interface
 from fastpower.models.reading import LOADING, no_progress_bars, require_gguf, special_tokens_of_model, unpacked
-from fastpower.progress import on_terminal
+from fastpower.terminal import on_terminal
 
 
 class PackagedModel(NamedTuple):

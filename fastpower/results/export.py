@@ -22,7 +22,7 @@ def to_pandas(results: Sequence[Result]) -> Any:
     try:
         import pandas
     except ImportError:
-        raise FastpowerError("to_pandas needs pandas: `pip install 'fastpower[arviz]'`") from None
+        raise FastpowerError("to_pandas needs pandas: `pip install '.[arviz]'` in fastpower's checkout") from None
     from fastpower.results.result import Result
 
     return pandas.DataFrame([result.to_dict() for result in results], columns=[field.name for field in fields(Result)])
@@ -33,7 +33,7 @@ def to_arviz(results: Sequence[Result]) -> Any:
     try:
         import arviz
     except ImportError:
-        raise FastpowerError("to_arviz needs ArviZ: `pip install 'fastpower[arviz]'`") from None
+        raise FastpowerError("to_arviz needs ArviZ: `pip install '.[arviz]'` in fastpower's checkout") from None
     prompts = _by_prompt(results)
     first = results[0]
     moves = [[_final_moves(result) for result in chains] for chains in prompts.values()]

@@ -38,7 +38,7 @@ def axes(ax: Axes | None, **size: Any) -> Axes:
     try:
         import matplotlib.pyplot as plt
     except ImportError:
-        raise FastpowerError("plots need matplotlib: `pip install 'fastpower[plots]'`") from None
+        raise FastpowerError("plots need matplotlib: `pip install '.[plots]'` in fastpower's checkout") from None
     new: Axes = plt.subplots(layout="constrained", **size)[1]
     return new
 

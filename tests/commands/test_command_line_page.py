@@ -4,7 +4,7 @@ import argparse
 
 import pytest
 
-pytest.importorskip("mkdocs", reason="the documentation's tools are not installed: pip install 'fastpower[docs]'")
+pytest.importorskip("mkdocs", reason="the documentation's tools are not installed: pip install '.[docs]'")
 
 from docs.hooks.generated_pages import command_line_page
 from fastpower.cli import COMMANDS, build_parser

@@ -136,7 +136,7 @@ def test_number_of_splits_is_fixed_so_that_a_row_does_not_depend_on_its_batch(fl
 
 def test_without_flash_attn_the_reason_names_the_extra(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert "pip install fastpower[flash]" in flash.why_not()
+    assert "pip install '.[flash]'" in flash.why_not()
 
 
 def test_installed_flash_attn_has_the_recorded_parameters_that_the_backend_uses():

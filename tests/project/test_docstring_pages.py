@@ -2,7 +2,7 @@
 
 import pytest
 
-pytest.importorskip("griffe", reason="the documentation's tools are not installed: pip install 'fastpower[docs]'")
+pytest.importorskip("griffe", reason="the documentation's tools are not installed: pip install '.[docs]'")
 
 from docs.hooks.docstrings import comments, fenced, listed, settings
 

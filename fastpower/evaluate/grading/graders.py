@@ -104,4 +104,4 @@ def grade_choice(text: str, reference: str, letters: str) -> Grade:
 def require_math_verify() -> None:
     """Raises where math-verify is missing: before any compute rather than at the first answer."""
     if importlib.util.find_spec("math_verify") is None:
-        raise FastpowerError("grading mathematics needs math-verify: `pip install 'fastpower[eval]'`")
+        raise FastpowerError("grading mathematics needs math-verify: `pip install '.[eval]'` in fastpower's checkout")

@@ -22,7 +22,7 @@ def reasoning_gym(dataset: str, size: int = 100, seed: int = 0, **options: Any) 
             import reasoning_gym as gym
             from reasoning_gym.factory import DATASETS
     except ImportError:
-        raise FastpowerError("reasoning-gym tasks need `pip install 'fastpower[eval]'`") from None
+        raise FastpowerError("reasoning-gym tasks need `pip install '.[eval]'` in fastpower's checkout") from None
     if dataset not in DATASETS:
         raise ValueError(unknown("reasoning-gym dataset", dataset, DATASETS))
     try:

@@ -11,7 +11,8 @@ def why_not() -> str | None:
     """None if the backend can run in this process, else the reason and the remedy."""
     if importlib.util.find_spec("flash_attn") is None:
         return (
-            "flash-attn is not installed; `pip install fastpower[flash] --no-build-isolation` compiles it (needs nvcc)"
+            "flash-attn is not installed; `pip install '.[flash]' --no-build-isolation` in fastpower's checkout "
+            "compiles it (needs nvcc)"
         )
     if not torch.version.cuda or not torch.cuda.is_available():
         return "torch sees no NVIDIA GPU"
