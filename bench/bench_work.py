@@ -28,8 +28,8 @@ from pathlib import Path
 import numpy as np
 
 import fastpower
+from fastpower.evaluate.engine import local_engine
 from fastpower.evaluate.evaluation import Evaluation, evaluate
-from fastpower.evaluate.items import local_engine
 from fastpower.evaluate.methods import parse_methods
 from fastpower.evaluate.runs import read_config, read_records
 from fastpower.evaluate.statistics import paired_bootstrap

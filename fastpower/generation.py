@@ -2,60 +2,114 @@
 
 from __future__ import annotations
 
-import hashlib
+import operator
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fastpower.chains.chain import Sampler
-from fastpower.chains.job import Job
+from fastpower.chains.job import Job, prompt_id
 from fastpower.errors import Interrupted, PromptTooLong
-from fastpower.language_model import LanguageModel, Prompt, load
+from fastpower.language_model import LanguageModel, load
+from fastpower.models.prompts import as_prompts
 from fastpower.progress import Progress
 from fastpower.results import Result, Results
 from fastpower.samplers import MetropolisHastings
 from fastpower.scheduler import Scheduler
 
 
-def prompt_id(tokens: Sequence[int]) -> str:
-    """A name for a prompt made from its tokens: what is drawn for it does not depend on the prompts beside it."""
-    return hashlib.blake2b(b",".join(str(t).encode() for t in tokens), digest_size=8).hexdigest()
-
-
 def plan(
     model: LanguageModel,
-    prompts: Iterable[Prompt],
-    sampler: Sampler,
+    prompts: Any,
+    sampler: Sampler | Sequence[Sampler],
     *,
     seed: int = 0,
     chains: int = 1,
     prompt_ids: Sequence[int | str] | None = None,
     fixed_length: bool = False,
 ) -> list[Job]:
-    """The jobs of a call of ``generate``, checked before anything is computed.
+    """The jobs behind every door (``generate``, ``stream``, Ray, lm-eval), checked before anything is computed.
 
-    Raises ValueError for an empty prompt, chains < 1, or a model without end-of-sequence token unless ``fixed_length``,
-    and PromptTooLong for a prompt that does not fit with the horizon.
+    Args:
+        model: What they are for.
+        prompts: See ``fastpower.models.prompts.as_prompts``.
+        sampler: One for all prompts, or a list with one for each.
+        seed: Of all of them.
+        chains: Answers per prompt. A prompt (or name) that is there twice gets further chains, not the same ones again.
+        prompt_ids: Names, one per prompt, instead of those made from the prompts' tokens.
+        fixed_length: Allow a model without end-of-sequence token.
+
+    Returns:
+        Jobs in the order of prompts, then chains.
+
+    Raises:
+        ValueError: What is no prompt, chains < 1, names that do not fit, a model without end-of-sequence token.
+        PromptTooLong: A prompt that does not fit with its sampler's horizon.
     """
     if chains < 1:
         raise ValueError(f"chains must be at least 1 per prompt, got {chains}")
-    if not fixed_length:
-        require_end(model, sampler.target.horizon)
-    tokens = [model.tokens(prompt) for prompt in prompts]
-    if prompt_ids is not None and len(prompt_ids) != len(tokens):
-        raise ValueError(f"prompt_ids must name every prompt: {len(tokens)} prompts, {len(prompt_ids)} ids")
-    jobs, seen = [], Counter[int | str]()
-    horizon, limit = sampler.target.horizon, model.decoder.max_length
-    for i, ids in enumerate(tokens):
-        if len(ids) + horizon > limit:
-            raise PromptTooLong(
-                f"prompt {i} has {len(ids)} tokens; with max_new_tokens = {horizon} it exceeds the model's context of "
-                f"{limit}; shorten it or set max_new_tokens to at most {max(limit - len(ids), 0)}"
-            )
-        name = prompt_ids[i] if prompt_ids is not None else prompt_id(ids)
-        jobs += [Job(sampler, ids, seed, name, seen[name] + chain) for chain in range(chains)]
-        seen[name] += chains  # a prompt given twice gets further chains, not the same ones again
+    given = as_prompts(prompts)
+    samplers: list[Sampler] = list(sampler) if isinstance(sampler, Sequence) else [sampler] * len(given)
+    names = None if prompt_ids is None else prompt_names(prompt_ids, len(given))
+    jobs: list[Job] = []
+    seen = Counter[int | str]()
+    for i, (prompt, one) in enumerate(zip(given, samplers, strict=True)):
+        job = prepare(model, Job(one, prompt, seed), called=f"prompt {i}", fixed_length=fixed_length)
+        name = names[i] if names is not None else prompt_id(job.tokens)
+        jobs += [replace(job, prompt_id=name, chain=seen[name] + chain) for chain in range(chains)]
+        seen[name] += chains
     return jobs
+
+
+def prepare(model: LanguageModel, job: Job, *, called: str = "", fixed_length: bool = False) -> Job:
+    """``job`` with its prompt's token ids, ready for the scheduler; what ``plan`` does with each.
+
+    Args:
+        model: What it is for.
+        job: With a prompt in any form.
+        called: What to call the prompt in an error; "" names it by the job's ``prompt_id``.
+        fixed_length: Allow a model without end-of-sequence token.
+
+    Raises:
+        ValueError: What is no prompt, or a model without end-of-sequence token.
+        PromptTooLong: The prompt does not fit with the sampler's horizon.
+    """
+    horizon, limit = job.sampler.target.horizon, model.decoder.max_length
+    if not fixed_length:
+        require_end(model, horizon)
+    prompt = model.wording(job.prompt)
+    tokens = model.tokens(prompt)
+    if len(tokens) + horizon > limit:
+        raise PromptTooLong(
+            f"{called or f'the prompt of {job.prompt_id!r}'} has {len(tokens)} tokens; with max_new_tokens = {horizon} "
+            f"it exceeds the model's context of {limit}; shorten it or set max_new_tokens to at most "
+            f"{max(limit - len(tokens), 0)}"
+        )
+    return replace(job, prompt=prompt, tokens=tokens)
+
+
+def prompt_names(prompt_ids: Sequence[int | str], prompts: int) -> list[int | str]:
+    """The names of prompts, checked: those that a result shows alike must be the same.
+
+    Raises ValueError for names that are no texts or whole numbers, for too few or too many, and for 1 beside "1".
+    """
+    if isinstance(prompt_ids, (str, bytes)) or not isinstance(prompt_ids, Iterable):
+        raise ValueError(f"prompt_ids must be a list of names, one per prompt, got {prompt_ids!r}")
+    names: list[int | str] = []
+    for name in prompt_ids:
+        if isinstance(name, bool) or not (isinstance(name, str) or hasattr(name, "__index__")):
+            raise ValueError(f"prompt_ids must be texts or whole numbers, got {name!r}")
+        names.append(str(name) if isinstance(name, str) else operator.index(name))
+    if len(names) != prompts:
+        raise ValueError(f"prompt_ids must name every prompt: {prompts} prompts, {len(names)} ids")
+    if len({str(name) for name in names}) < len(set(names)):
+        twice = next(name for name in names if isinstance(name, int) and str(name) in names)
+        raise ValueError(
+            f"prompt_ids holds {twice} and {str(twice)!r}: they key different draws, but results show both as "
+            f"{str(twice)!r}; give all names as texts or all as numbers"
+        )
+    return names
 
 
 def require_end(model: LanguageModel, horizon: int) -> None:
@@ -69,7 +123,7 @@ def require_end(model: LanguageModel, horizon: int) -> None:
 
 def stream(
     model: Any,
-    prompts: Iterable[Prompt],
+    prompts: str | Iterable[Any],
     sampler: Sampler | None = None,
     *,
     seed: int = 0,
@@ -83,8 +137,6 @@ def stream(
     """Like ``generate``, yielding each answer as soon as it is finished."""
     language_model = load(model)
     sampler = sampler or MetropolisHastings()
-    if isinstance(prompts, str):
-        prompts = [prompts]
     options: dict[str, Any] = {"seed": seed, "chains": chains, "prompt_ids": prompt_ids, "fixed_length": fixed_length}
     jobs = plan(language_model, prompts, sampler, **options)
     for _, result in run_jobs(language_model, jobs, max_rows=max_rows, progress=progress, **scheduler_options):
@@ -126,7 +178,7 @@ def run_jobs(
 
 def generate(
     model: Any,
-    prompts: str | Iterable[Prompt],
+    prompts: str | Iterable[Any],
     sampler: Sampler | None = None,
     *,
     seed: int = 0,
@@ -140,7 +192,8 @@ def generate(
     """Sample answers to prompts.
 
     model       anything ``fastpower.load`` takes; None is the packaged model
-    prompts     one text, or a sequence of texts, conversations or token-id lists
+    prompts     one text, conversation or list of token ids, or a sequence of such; ids also as NumPy arrays, tensors or
+                what a tokenizer returns
     sampler     see ``fastpower.samplers``; default exact Metropolis–Hastings at alpha = 4
     seed        with the prompt and the chain number it decides every draw: same seed, same answer, whatever else is
                 sampled beside it (bit for bit where ``model.decoder.batch_invariant``)
@@ -158,17 +211,14 @@ def generate(
     """
     language_model = load(model)
     sampler = sampler or MetropolisHastings()
-    if isinstance(prompts, str):
-        prompts = [prompts]
     options: dict[str, Any] = {"seed": seed, "chains": chains, "prompt_ids": prompt_ids, "fixed_length": fixed_length}
     jobs = plan(language_model, prompts, sampler, **options)
-    order = {(str(job.prompt_id), job.chain): i for i, job in enumerate(jobs)}
-    found: list[Result] = []
+    order = {id(job): i for i, job in enumerate(jobs)}
+    found: dict[int, Result] = {}
     try:
-        for _, result in run_jobs(language_model, jobs, max_rows=max_rows, progress=progress, **scheduler_options):
-            found.append(result)
+        for job, result in run_jobs(language_model, jobs, max_rows=max_rows, progress=progress, **scheduler_options):
+            found[order[id(job)]] = result
     except Exception as error:
-        error.results = Results(found)  # type: ignore[attr-defined]
+        error.results = Results([found[i] for i in sorted(found)])  # type: ignore[attr-defined]
         raise
-    found.sort(key=lambda result: order[result.prompt_id, result.chain])
-    return Results(found)
+    return Results([found[i] for i in range(len(jobs))])

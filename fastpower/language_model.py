@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from fastpower.decoders.base import Decoder
 from fastpower.models import DEFAULT_MODEL, load_model, prompt_tokens
+from fastpower.models.prompts import Prompt as Prompt
+from fastpower.models.prompts import Question, as_prompt, check_tokens
 
 if TYPE_CHECKING:
     import torch
-
-Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 
 
 @dataclass
@@ -29,16 +29,37 @@ class LanguageModel:
     name: str = "model"
     chat: bool | None = None
 
-    def tokens(self, prompt: Prompt) -> list[int]:
+    @property
+    def uses_chat(self) -> bool:
+        """Whether a text is asked through a chat template."""
+        if self.chat is not None:
+            return self.chat
+        return bool(getattr(self.tokenizer, "chat_template", None))
+
+    def wording(self, prompt: Any) -> Prompt:
+        """A prompt in its plain form (``as_prompt``), a ``Question`` in the wording that this model is asked."""
+        plain: Prompt = as_prompt(prompt)
+        if isinstance(plain, Question):
+            plain = as_prompt(plain.chat if self.uses_chat else plain.plain)
+        return plain
+
+    def tokens(self, prompt: Any) -> list[int]:
         """Token ids of text, of a conversation ([{"role": …, "content": …}, …]) or of ids given as they are.
 
-        Raises ValueError for an empty prompt.
+        Raises ValueError for what is no prompt, an empty one, and ids outside the vocabulary.
         """
+        prompt = self.wording(prompt)
         if self.tokenizer is not None:
             return prompt_tokens(self.tokenizer, prompt, chat=self.chat)
-        ids = self.decoder.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]  # type: ignore[arg-type]
-        if not ids:
-            raise ValueError(f"prompt={prompt!r} is empty: give at least one token")
+        if isinstance(prompt, str):
+            ids = list(self.decoder.encode(prompt))
+            if not ids:
+                raise ValueError(f"prompt={prompt!r} is empty: give at least one token")
+        elif isinstance(prompt[0], Mapping):
+            raise ValueError(f"{self.name} has no tokenizer, so no chat template for a conversation: give text or ids")
+        else:
+            ids = list(prompt)
+        check_tokens(ids, self.decoder.vocab_size)
         return ids
 
     def text(self, tokens: Sequence[int]) -> str:

@@ -59,8 +59,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     from fastpower.commands.eval import Talker
     from fastpower.evaluate.advice import predict, verdict
+    from fastpower.evaluate.engine import local_engine
     from fastpower.evaluate.evaluation import Evaluation, evaluate
-    from fastpower.evaluate.items import local_engine
     from fastpower.evaluate.methods import parse_methods, parse_options
     from fastpower.evaluate.runs import read_records
     from fastpower.evaluate.statistics import accuracy

@@ -14,8 +14,8 @@ from fastpower.commands.configuration import add_config
 from fastpower.commands.options import add_model_arguments, add_sampler_arguments, load_from, model_facts
 
 if TYPE_CHECKING:
+    from fastpower.evaluate.engine import Engine
     from fastpower.evaluate.evaluation import Evaluation
-    from fastpower.evaluate.items import Engine
 
 EPILOG = """\
 examples:
@@ -114,7 +114,7 @@ def evaluation_from(args: argparse.Namespace) -> Evaluation:
 
 def engine_from(args: argparse.Namespace) -> Engine:
     """How the arguments want it run."""
-    from fastpower.evaluate.items import local_engine
+    from fastpower.evaluate.engine import local_engine
 
     if args.engine == "ray":
         from fastpower.integrations.ray import ray_engine

@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         model = load_from(args)
         jobs = jobs_of(model, asked, sampler, args)
         if out is not None:
-            jobs = [job for job in jobs if _id(job) not in out.done]
+            jobs = [job for job in jobs if job.id not in out.done]
         several = args.prompts is not None or len(asked) * args.chains > 1
         show = _Show(as_json=args.json, silent=args.out is not None and not args.json, names=several)
         try:
@@ -113,7 +113,8 @@ def asked_for(args: argparse.Namespace) -> list[Asked]:
 
 def jobs_of(model: LanguageModel, asked: Sequence[Asked], sampler: Any, args: argparse.Namespace) -> list[Job]:
     """One job per prompt and chain; prompts without a name are named by their tokens."""
-    from fastpower.generation import plan, prompt_id
+    from fastpower.chains.job import prompt_id
+    from fastpower.generation import plan
 
     names = [prompt_id(model.tokens(item.prompt)) if item.name is None else item.name for item in asked]
     prompts = [item.prompt for item in asked]
@@ -127,10 +128,6 @@ def _draw(model: LanguageModel, jobs: Sequence[Job], show: _Show, out: Any, args
         if out is not None:
             out.append(result.to_dict())
         show(result)
-
-
-def _id(job: Job) -> str:
-    return f"{job.prompt_id}/{job.chain}/{job.sampler.method}"
 
 
 class _Show:

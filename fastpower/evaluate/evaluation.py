@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastpower.evaluate.items import Engine, Item
+from fastpower.chains.job import Job
+from fastpower.evaluate.engine import Engine
 from fastpower.evaluate.methods import Method
 from fastpower.evaluate.runs import Run, check_writable, read_records
 from fastpower.evaluate.tasks import Problem, Task
+from fastpower.models.prompts import Question
 
 if TYPE_CHECKING:
     from fastpower.chains.chain import Sampler
@@ -91,17 +93,16 @@ class Evaluation:
             "match_best_of_n": self.match_best_of_n,
         }
 
-    def item(self, label: str, sampler: Sampler, problem: Problem, chain: int) -> Item:
-        prompt_id = f"{self.task.name}/{problem.id}"
+    def job(self, label: str, sampler: Sampler, problem: Problem, chain: int) -> Job:
         raw = problem.question if problem.raw_prompt is None else problem.raw_prompt
-        name = f"{prompt_id}/{chain}/{label}"
-        return Item(name, prompt_id, chain, self.seed, label, sampler, problem.question, raw)
+        prompt = Question(problem.question, raw)
+        return Job(sampler, prompt, self.seed, f"{self.task.name}/{problem.id}", chain, label)
 
-    def plan(self) -> list[list[Item]]:
-        """Items of the methods that were asked for, one list per method, problems in order, then chains."""
+    def plan(self) -> list[list[Job]]:
+        """Jobs of the methods that were asked for, one list per method, problems in order, then chains."""
         samplers = self.samplers()
         return [
-            [self.item(m.label, samplers[m.label], p, chain) for p in self.problems for chain in range(self.chains)]
+            [self.job(m.label, samplers[m.label], p, chain) for p in self.problems for chain in range(self.chains)]
             for m in self.methods
         ]
 
@@ -132,14 +133,14 @@ def evaluate(
     check_writable(out)
     evaluation.task.check()
     with Run(out, evaluation.config()) as run:
-        order = [item.id for items in evaluation.plan() for item in items]
+        order = [job.id for jobs in evaluation.plan() for job in jobs]
         failure: Exception | None = None
-        for items in _phases(evaluation, out, together):
+        for jobs in _phases(evaluation, out, together):
             known = set(order)
-            order += [item.id for item in items if item.id not in known]
-            todo = [item for item in items if item.id not in run.done]
+            order += [job.id for job in jobs if job.id not in known]
+            todo = [job for job in jobs if job.id not in run.done]
             if on_phase is not None:
-                on_phase(", ".join(dict.fromkeys(item.method for item in items)), len(todo), len(items) - len(todo))
+                on_phase(", ".join(dict.fromkeys(job.method for job in jobs)), len(todo), len(jobs) - len(todo))
             try:
                 _draw(evaluation, engine, todo, run, on_record, graders)
             except Exception as error:
@@ -152,10 +153,10 @@ def evaluate(
     return out
 
 
-def _phases(evaluation: Evaluation, out: Path, together: bool) -> Iterator[list[Item]]:
-    """Lists of items, each to be finished before the next is asked for."""
+def _phases(evaluation: Evaluation, out: Path, together: bool) -> Iterator[list[Job]]:
+    """Lists of jobs, each to be finished before the next is asked for."""
     plan = evaluation.plan()
-    yield from [[item for items in plan for item in items]] if together else plan
+    yield from [[job for jobs in plan for job in jobs]] if together else plan
     if not evaluation.match_best_of_n:
         return
     sampler = evaluation.samplers()["plain"]
@@ -165,9 +166,7 @@ def _phases(evaluation: Evaluation, out: Path, together: bool) -> Iterator[list[
         chains = _missing_chains(records, list(problems))
         if not chains:
             return
-        yield [
-            evaluation.item("plain", sampler, problems[name], chain) for name, new in chains.items() for chain in new
-        ]
+        yield [evaluation.job("plain", sampler, problems[name], chain) for name, new in chains.items() for chain in new]
 
 
 def _missing_chains(records: Sequence[Record], prompt_ids: Sequence[str]) -> dict[str, list[int]]:
@@ -202,7 +201,7 @@ def _missing_chains(records: Sequence[Record], prompt_ids: Sequence[str]) -> dic
 def _draw(
     evaluation: Evaluation,
     engine: Engine,
-    todo: Sequence[Item],
+    todo: Sequence[Job],
     run: Run,
     on_record: Callable[[Record], None] | None,
     graders: int,
@@ -224,21 +223,21 @@ def _draw(
 
     with ThreadPoolExecutor(graders, thread_name_prefix="grader") as pool:
         try:
-            for item, result in engine(todo):
-                pending.append(pool.submit(_graded, evaluation.task, problems[item.prompt_id], item, result))
+            for job, result in engine(todo):
+                pending.append(pool.submit(_graded, evaluation.task, problems[str(job.prompt_id)], job, result))
                 write(wait=False)
         finally:
             write(wait=True)
 
 
-def _graded(task: Task, problem: Problem, item: Item, result: Record) -> Record:
+def _graded(task: Task, problem: Problem, job: Job, result: Record) -> Record:
     grade = task.grade(problem, result["text"])
     return result | {
-        "id": item.id,
+        "id": job.id,
         "task": task.name,
         "problem": problem.id,
         "question": problem.question,
-        "method": item.method,
+        "method": job.method,
         "reference": problem.reference,
         "answer": grade.answer,
         "correct": grade.correct,

@@ -16,10 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from fastpower.chains.job import Job
 from fastpower.decoders.base import Work
-from fastpower.errors import PromptTooLong
-from fastpower.generation import prompt_id, run_jobs
+from fastpower.generation import plan, run_jobs
 from fastpower.interfaces import interface
 from fastpower.language_model import LanguageModel, load
 from fastpower.samplers import make_sampler
@@ -106,20 +104,10 @@ class FastpowerLM(LM):  # type: ignore[misc]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """Answers in the order of the requests. Equal requests (``repeats``) are different chains."""
-        jobs, seen = [], dict[str, int]()
-        limit = self.model.decoder.max_length
-        for request in requests:
-            context, options = request.args
-            horizon = int(options.get("max_gen_toks", self.max_new_tokens))
-            tokens = self._tokens(context)
-            if len(tokens) + horizon > limit:
-                raise PromptTooLong(
-                    f"a prompt of task {request.task_name!r} has {len(tokens)} tokens; with max_gen_toks = {horizon} "
-                    f"it exceeds the model's context of {limit}; use fewer shots or a smaller max_gen_toks"
-                )
-            name = prompt_id(tokens)
-            jobs.append(Job(self._sampler(horizon), tokens, self.seed, name, seen.get(name, 0)))
-            seen[name] = seen.get(name, 0) + 1
+        contexts = [self._tokens(request.args[0]) for request in requests]
+        horizons = [int(request.args[1].get("max_gen_toks", self.max_new_tokens)) for request in requests]
+        samplers = [self._sampler(horizon) for horizon in horizons]
+        jobs = plan(self.model, contexts, samplers, seed=self.seed, fixed_length=True)
         texts = {
             id(job): result.text
             for job, result in run_jobs(self.model, jobs, max_rows=self.max_rows, progress=not disable_tqdm)

@@ -1,12 +1,13 @@
 """Many workers, the same records: Ray Data with one model per worker process.
 
-Items travel to workers in small batches; each worker loads the model once and draws its batch with its own scheduler.
+Jobs travel to workers in small batches; each worker loads the model once and draws its batch with its own scheduler.
 Every draw is keyed by (seed, prompt id, chain), so 1, 2 or N workers, retries after a crash and batch sizes give the
 same records wherever a worker's logits do not depend on the batch.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,13 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastpower.errors import FastpowerError
-from fastpower.evaluate.items import Engine, Item, local_engine
+from fastpower.evaluate.engine import Engine, records
+from fastpower.generation import plan, prompt_names
 from fastpower.interfaces import interface
+from fastpower.models.prompts import as_prompts
 from fastpower.samplers.islands import combine, split
 
 if TYPE_CHECKING:
     from fastpower.chains.chain import Sampler
-    from fastpower.language_model import LanguageModel, Prompt
+    from fastpower.chains.job import Job
+    from fastpower.language_model import LanguageModel
 
 Load = Callable[[], "LanguageModel"]
 Column = NDArray[Any]
@@ -34,24 +38,40 @@ class WorkerFailed(FastpowerError, RuntimeError):
 
 
 class Worker:
-    """What runs in a worker process: one model, batches of items in, batches of records out."""
+    """What runs in a worker process: one model and all jobs, batches of (job, island) in, batches of records out.
 
-    def __init__(self, load: Load, max_rows: int, threads: int | None) -> None:
+    jobs: as they are, or a function of the model that makes them, which a caller without the model cannot.
+    """
+
+    def __init__(
+        self,
+        load: Load,
+        jobs: Sequence[Job] | Callable[[LanguageModel], Sequence[Job]],
+        max_rows: int,
+        threads: int | None,
+    ) -> None:
         if threads is not None:
             from fastpower.measure.machine import set_threads
 
             set_threads(threads)
-        self._run = local_engine(load, max_rows=max_rows)
+        self._load, self._jobs, self._max_rows = load, jobs, max_rows
+        self._planned = callable(jobs)  # then they are checked when they are made
+        self._model: LanguageModel | None = None
 
     def __call__(self, batch: Mapping[str, Column]) -> dict[str, Column]:
-        """``item`` (pickled) → ``record`` (pickled pair of the item's id and its record, or an error)."""
-        items = [pickle.loads(data) for data in batch["item"]]
+        """``job``, ``island`` (indices) → ``record`` (pickled: both indices and the record, or an error)."""
         rows: list[bytes] = []
         try:
-            for item, record in self._run(items):
-                rows.append(pickle.dumps((item.id, record, None)))
+            model = self._model = self._model or self._load()
+            if callable(self._jobs):
+                self._jobs = self._jobs(model)
+            places = list(zip(batch["job"].tolist(), batch["island"].tolist(), strict=True))
+            parts = [replace(self._jobs[j], sampler=split(self._jobs[j].sampler)[i]) for j, i in places]
+            place_of = {id(part): place for part, place in zip(parts, places, strict=True)}
+            for part, record in records(model, parts, fixed_length=self._planned, max_rows=self._max_rows):
+                rows.append(pickle.dumps((*place_of[id(part)], record, None)))
         except Exception as error:  # an answer that fails must not make Ray draw the whole batch again
-            rows.append(pickle.dumps(("", None, f"{type(error).__name__}: {error}")))
+            rows.append(pickle.dumps((-1, -1, None, f"{type(error).__name__}: {error}")))
         column: Column = np.empty(len(rows), dtype=object)
         column[:] = rows
         return {"record": column}
@@ -66,110 +86,152 @@ def ray_engine(
     max_rows: int = 64,
     batch_size: int | None = None,
 ) -> Engine:
-    """An engine for ``fastpower.evaluate`` that spreads items over Ray workers.
+    """An engine for ``fastpower.evaluate`` that spreads jobs over Ray workers.
 
     load             makes the model inside a worker; it must be picklable
     workers          worker processes; default: one per GPU that Ray sees, else 1
     gpus_per_worker  default: 1 where Ray sees GPUs, else 0
     cpus_per_worker  default: the CPUs that Ray sees, shared out evenly; also the worker's threads
-    batch_size       items sent at a time and lost together with a worker; default: max_rows, or fewer so that every
+    batch_size       jobs sent at a time and lost together with a worker; default: max_rows, or fewer so that every
                      worker gets at least four batches
 
-    Islands of Power-SMC are items of their own, combined by their Ẑ when all are back. A worker that dies is replaced,
+    Islands of Power-SMC are sent on their own, combined by their Ẑ when all are back. A worker that dies is replaced,
     and its batch is drawn again; records that were handed back are never drawn twice. Ray is started if it is not
     running.
     """
-    ray = _ray()
-    if workers is not None and workers < 1:
-        raise ValueError(f"workers must be at least 1, got {workers}")
+    _ray()
+    _check_workers(workers)
 
-    def run(items: Sequence[Item]) -> Iterator[tuple[Item, dict[str, Any]]]:
-        with interface("ray"):
-            from ray.data import ActorPoolStrategy, DataContext, from_items
-
-        _start(ray)
-        resources = ray.cluster_resources()
-        gpus = float(resources.get("GPU", 0))
-        count = workers or max(1, int(gpus))
-        gpu_share = gpus_per_worker if gpus_per_worker is not None else float(gpus > 0)
-        cpus = float(resources.get("CPU", 1))
-        cpu_share = cpus_per_worker if cpus_per_worker is not None else max(1.0, cpus // count)
-        if gpu_share * count > gpus or cpu_share * count > cpus:
-            raise ValueError(
-                f"workers = {count} need {gpu_share * count:g} GPUs and {cpu_share * count:g} CPUs; Ray has {gpus:g} "
-                f"and {cpus:g}: give fewer workers, or smaller gpus_per_worker or cpus_per_worker"
-            )
-        context = DataContext.get_current()
-        context.enable_progress_bars = False
-        context.execution_options.preserve_order = False  # a slow item must not hold back what is finished
-        context.max_errored_blocks = 0
-        parts = [
-            replace(item, id=f"{item.id}#{i}", sampler=part)
-            for item in items
-            for i, part in enumerate(split(item.sampler))
-        ]
-        size = batch_size or max(1, min(max_rows, -(-len(parts) // (4 * count))))
-        data = from_items([{"item": pickle.dumps(part)} for part in parts], override_num_blocks=-(-len(parts) // size))
-        records = data.map_batches(
-            Worker,
-            fn_constructor_args=(load, max_rows, max(1, int(cpu_share))),
-            batch_size=size,
-            compute=ActorPoolStrategy(size=count),
-            num_gpus=gpu_share or None,
-            num_cpus=cpu_share,
-        )
-        by_id = {item.id: item for item in items}
-        found: dict[str, dict[int, dict[str, Any]]] = {item.id: {} for item in items}
-        failure: str | None = None
-        for row in records.iter_rows():
-            name, record, error = pickle.loads(row["record"])
-            if error is not None:
-                failure = failure or error
-                continue
-            whole, _, index = name.rpartition("#")
-            found[whole][int(index)] = record
-            if len(found[whole]) == len(split(by_id[whole].sampler)):
-                done = found.pop(whole)
-                yield by_id[whole], combine([done[i] for i in range(len(done))])
-        if failure is not None:
-            raise WorkerFailed(f"a worker failed: {failure}")
+    def run(jobs: Sequence[Job]) -> Iterator[tuple[Job, dict[str, Any]]]:
+        for index, record in _spread(
+            load,
+            list(jobs),
+            [len(split(job.sampler)) for job in jobs],
+            workers=workers,
+            gpus_per_worker=gpus_per_worker,
+            cpus_per_worker=cpus_per_worker,
+            max_rows=max_rows,
+            batch_size=batch_size,
+        ):
+            yield jobs[index], record
 
     return run
 
 
+def _spread(
+    load: Load,
+    jobs: Sequence[Job] | Callable[[LanguageModel], Sequence[Job]],
+    islands: Sequence[int],
+    *,
+    workers: int | None = None,
+    gpus_per_worker: float | None = None,
+    cpus_per_worker: float | None = None,
+    max_rows: int = 64,
+    batch_size: int | None = None,
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(index of the job, its record) as they finish. ``jobs``: see ``Worker``; ``islands``: of each of them."""
+    ray = _ray()
+    _check_workers(workers)
+    with interface("ray"):
+        from ray.data import ActorPoolStrategy, DataContext, from_items
+
+    _start(ray)
+    count, gpu_share, cpu_share = _shares(ray.cluster_resources(), workers, gpus_per_worker, cpus_per_worker)
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_options.preserve_order = False  # a slow job must not hold back what is finished
+    context.max_errored_blocks = 0
+    parts = [{"job": j, "island": i} for j, number in enumerate(islands) for i in range(number)]
+    if not parts:
+        return
+    size = batch_size or max(1, min(max_rows, -(-len(parts) // (4 * count))))
+    rows = from_items(parts, override_num_blocks=-(-len(parts) // size)).map_batches(
+        Worker,
+        fn_constructor_args=(load, jobs, max_rows, max(1, int(cpu_share))),
+        batch_size=size,
+        compute=ActorPoolStrategy(size=count),
+        num_gpus=gpu_share or None,
+        num_cpus=cpu_share,
+    )
+    found: list[dict[int, dict[str, Any]]] = [{} for _ in islands]
+    failure: str | None = None
+    for row in rows.iter_rows():
+        index, island, record, error = pickle.loads(row["record"])
+        if error is not None:
+            failure = failure or error
+            continue
+        found[index][island] = record
+        if len(found[index]) == islands[index]:
+            yield index, combine([found[index].pop(i) for i in range(islands[index])])
+    if failure is not None:
+        raise WorkerFailed(f"a worker failed: {failure}")
+
+
+def _check_workers(workers: int | None) -> None:
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
+
+
+def _shares(
+    resources: Mapping[str, float], workers: int | None, gpus_per_worker: float | None, cpus_per_worker: float | None
+) -> tuple[int, float, float]:
+    """(workers, GPUs of each, CPUs of each) from what Ray has. Raises ValueError where they do not fit."""
+    gpus, cpus = float(resources.get("GPU", 0)), float(resources.get("CPU", 1))
+    count = workers or max(1, int(gpus))
+    gpu_share = gpus_per_worker if gpus_per_worker is not None else float(gpus > 0)
+    cpu_share = cpus_per_worker if cpus_per_worker is not None else max(1.0, cpus // count)
+    if gpu_share * count > gpus or cpu_share * count > cpus:
+        raise ValueError(
+            f"workers = {count} need {gpu_share * count:g} GPUs and {cpu_share * count:g} CPUs; Ray has {gpus:g} "
+            f"and {cpus:g}: give fewer workers, or smaller gpus_per_worker or cpus_per_worker"
+        )
+    return count, gpu_share, cpu_share
+
+
 def map(
     load: Load,
-    prompts: Sequence[Prompt],
+    prompts: Any,
     sampler: Sampler,
     *,
     seed: int = 0,
     chains: int = 1,
-    prompt_ids: Sequence[str] | None = None,
+    prompt_ids: Sequence[int | str] | None = None,
+    fixed_length: bool = False,
     workers: int | None = None,
     **options: Any,
 ) -> list[dict[str, Any]]:
-    """``fastpower.generate`` over Ray workers: records (``Result.to_dict()``) in the order of prompts, then chains.
+    """``fastpower.generate`` over Ray workers: the same answers, as records, in the order of prompts, then chains.
 
-    load: a picklable function that makes the model, such as ``functools.partial(fastpower.load, "path")``. prompts:
-    texts. prompt_ids: names that key the draws, by default made from the texts; a repeated name gets further chains.
-    options: see ``ray_engine``.
+    Args:
+        load: A picklable function that makes the model, such as ``functools.partial(fastpower.load, "path")``.
+        prompts: See ``fastpower.generate``, as are seed, chains, prompt_ids and fixed_length.
+        sampler: What draws the answers.
+        workers: See ``ray_engine``, as are the options.
+
+    Returns:
+        ``Result.to_dict()`` of each answer, with ``token_text`` and ``finished``.
+
+    Raises:
+        ValueError: What is no prompt, chains < 1, names that do not fit.
+        WorkerFailed: A worker raised; the others' answers are drawn, but lost.
     """
     if chains < 1:
         raise ValueError(f"chains must be at least 1 per prompt, got {chains}")
-    if prompt_ids is not None and len(prompt_ids) != len(prompts):
-        raise ValueError(f"prompt_ids must name every prompt: {len(prompts)} prompts, {len(prompt_ids)} ids")
-    items: list[Item] = []
-    seen: dict[str, int] = {}
-    for i, prompt in enumerate(prompts):
-        if not isinstance(prompt, str):
-            raise ValueError(f"prompts must be texts here, prompt {i} is a {type(prompt).__name__}")
-        name = prompt_ids[i] if prompt_ids is not None else prompt
-        for chain in range(seen.get(name, 0), seen.get(name, 0) + chains):
-            label = f"{name}/{chain}/{sampler.method}"
-            items.append(Item(label, name, chain, seed, sampler.method, sampler, prompt, prompt))
-        seen[name] = seen.get(name, 0) + chains
-    found = {item.id: record for item, record in ray_engine(load, workers=workers, **options)(items)}
-    return [found[item.id] for item in items]
+    given = as_prompts(prompts)
+    names = None if prompt_ids is None else prompt_names(prompt_ids, len(given))
+    # Every worker makes the same plan: a prompt's name comes from its tokens, and those need the model.
+    jobs = functools.partial(
+        plan,
+        prompts=given,
+        sampler=sampler,
+        seed=seed,
+        chains=chains,
+        prompt_ids=names,
+        fixed_length=fixed_length,
+    )
+    islands = [len(split(sampler))] * (len(given) * chains)
+    found = dict(_spread(load, jobs, islands, workers=workers, **options))
+    return [found[i] for i in range(len(islands))]
 
 
 def _ray() -> Any:

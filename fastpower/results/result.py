@@ -55,10 +55,10 @@ class Result:
         record, counts = outcome.record, chain.counts
         target = job.sampler.target
         return cls(
-            id=f"{job.prompt_id}/{job.chain}/{job.sampler.method}",
+            id=job.id,
             prompt_id=str(job.prompt_id),
             chain=job.chain,
-            method=job.sampler.method,
+            method=job.method,
             alpha=target.alpha,
             max_new_tokens=target.horizon,
             seed=job.seed,

@@ -15,7 +15,7 @@ import numpy as np
 
 from fastpower.chains.chain import Chain, Run
 from fastpower.chains.outcome import Outcome
-from fastpower.random import Purpose, derive, select, uniform
+from fastpower.random import Purpose, select
 from fastpower.samplers.smc import PowerSMC, population_diagnostics
 from fastpower.target import PowerTarget
 
@@ -39,10 +39,13 @@ class Island:
         return self.smc.method
 
     def run(self, chain: Chain) -> Run:
-        """Its answer, should it be the island that is chosen, and its log Ẑ."""
+        """Its answer, should it be the island that is chosen, its log Ẑ, and the uniform that chooses among islands."""
         particles = yield from self.smc.population(chain, "island", self.index)
         record = particles.draw(chain.uniform(Purpose.ANSWER, "island", self.index))
-        diagnostics = population_diagnostics(particles, record) | {"log_z": particles.log_z()}
+        diagnostics = population_diagnostics(particles, record) | {
+            "log_z": particles.log_z(),
+            "choice": chain.uniform(Purpose.SELECT, "island"),  # the same number on every island
+        }
         return Outcome(record, particles.trace, diagnostics)
 
 
@@ -60,8 +63,7 @@ def combine(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     first = parts[0]
     log_z = np.array([part["diagnostics"]["log_z"] for part in parts])
     share = np.exp(log_z - np.logaddexp.reduce(log_z))
-    key = derive(derive(int(first["seed"]), str(first["prompt_id"]), int(first["chain"])), "island")
-    chosen = select(share, uniform(key, 0, Purpose.SELECT))
+    chosen = select(share, float(first["diagnostics"]["choice"]))
     totals = {name: sum(part[name] for part in parts) for name in _COSTS}
     if "finished" in first:
         totals["finished"] = max(part["finished"] for part in parts)
@@ -71,6 +73,7 @@ def combine(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "island_log_z": log_z.tolist(),
         "island": chosen,
     }
+    del diagnostics["choice"]
     for name in ("free_moves", "skipped_tokens", "early_rejections", "early_rejection_tokens"):
         diagnostics[name] = sum(part["diagnostics"].get(name, 0) for part in parts)
     if "savings" in first:

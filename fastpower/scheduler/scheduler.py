@@ -176,7 +176,7 @@ class Scheduler:
         self._running.end(job)
 
     def _begin(self, job: Job) -> None:
-        root = self.residence.root(job.prompt)
+        root = self.residence.root(job.tokens)
         chain = Chain(job.sampler, root, job.seed, job.prompt_id, job.chain, self._port)
         self._running.begin(job, chain)
 

@@ -14,13 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fastpower.chains.job import Job
 from fastpower.errors import PromptTooLong
+from fastpower.evaluate.engine import local_engine
 from fastpower.evaluate.evaluation import Evaluation, evaluate
-from fastpower.evaluate.items import Item, job_of, local_engine, token_texts
 from fastpower.evaluate.methods import Method, parse_methods
 from fastpower.evaluate.runs import RunError, read_records
 from fastpower.evaluate.statistics import compute_matched_best_of_n
 from fastpower.evaluate.summary import summarise
+from fastpower.generation import prepare
 from tests.evaluate.toys import toy_model, toy_task
 
 METHODS = parse_methods("plain,low_temperature,mh(moves=3,block=4),ec_mh(moves=2)")
@@ -33,7 +35,7 @@ class Killed(BaseException):
 def dying(engine: Any, after: int) -> Any:
     """An engine that dies after so many answers of a call."""
 
-    def run(items: Sequence[Item]) -> Iterator[tuple[Item, dict[str, Any]]]:
+    def run(items: Sequence[Job]) -> Iterator[tuple[Job, dict[str, Any]]]:
         for i, pair in enumerate(engine(items)):
             if i == after:
                 raise Killed
@@ -169,7 +171,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_computed(
 def test_an_answer_that_fails_does_not_lose_the_others(tmp_path: Path) -> None:
     evaluation = Evaluation(toy_task(), METHODS[:2], seed=1)
 
-    def failing(items: Sequence[Item]) -> Iterator[tuple[Item, dict[str, Any]]]:
+    def failing(items: Sequence[Job]) -> Iterator[tuple[Job, dict[str, Any]]]:
         yield from local_engine(toy_model)(items[1:])
         raise ArithmeticError("one answer failed")
 
@@ -220,9 +222,9 @@ def test_shared_settings_reach_the_methods_that_have_them() -> None:
 def test_a_prompt_that_does_not_fit_names_the_problem() -> None:
     model = toy_model()
     model.decoder.max_length = 12
-    item = Evaluation(toy_task(), METHODS).plan()[0][0]
+    job = Evaluation(toy_task(), METHODS).plan()[0][0]
     with pytest.raises(PromptTooLong, match=r"'toy/p0' has 2 tokens.*at most 10"):
-        job_of(model, item)
+        prepare(model, job)
 
 
 @pytest.mark.parametrize(
@@ -243,15 +245,6 @@ def test_methods_are_read(text: Any, expected: list[Method]) -> None:
 def test_methods_that_cannot_be_read_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"method|setting"):
         parse_methods(text)
-
-
-def test_token_texts_join_to_the_text_even_where_a_character_spans_tokens() -> None:
-    pieces = {1: b" caf", 2: b"\xc3", 3: b"\xa9", 4: " ≤".encode()[:2], 5: " ≤".encode()[2:], 6: b""}
-
-    def decode(ids: Sequence[int]) -> str:
-        return b"".join(pieces[i] for i in ids).decode(errors="replace")
-
-    assert token_texts(decode, [1, 2, 3, 4, 5, 6]) == [" caf", "", "é", "", " ≤", ""]
 
 
 def test_records_of_a_run_are_json_lines_that_other_tools_read(tmp_path: Path) -> None:

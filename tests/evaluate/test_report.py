@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fastpower.evaluate.engine import local_engine
 from fastpower.evaluate.evaluation import Evaluation, evaluate
-from fastpower.evaluate.items import local_engine
 from fastpower.evaluate.methods import parse_methods
 from fastpower.evaluate.report import charts, write_report
 from fastpower.evaluate.report.svg import Chart, log_ticks, ticks

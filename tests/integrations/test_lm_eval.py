@@ -98,7 +98,7 @@ def test_wrong_settings_and_long_prompts_are_refused() -> None:
         FastpowerLM(toy_model(), method="mh", move=3)
     small = toy_model()
     small.decoder.max_length = 6
-    with pytest.raises(PromptTooLong, match="'toy' has 2 tokens"):
+    with pytest.raises(PromptTooLong, match="prompt 0 has 2 tokens"):
         FastpowerLM(small).generate_until([_request("generate_until", "1 2", {"max_gen_toks": 8})], disable_tqdm=True)
 
 

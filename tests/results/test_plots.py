@@ -13,8 +13,8 @@ plt.switch_backend("Agg")
 
 from fastpower.cli import main  # noqa: E402
 from fastpower.commands import compare  # noqa: E402
+from fastpower.evaluate.engine import local_engine  # noqa: E402
 from fastpower.evaluate.evaluation import Evaluation, evaluate  # noqa: E402
-from fastpower.evaluate.items import local_engine  # noqa: E402
 from fastpower.evaluate.methods import parse_methods  # noqa: E402
 from fastpower.evaluate.report import plots as run_plots  # noqa: E402
 from fastpower.evaluate.summary import summarise  # noqa: E402

@@ -285,7 +285,7 @@ def _completion(
     ignored: list[str],
 ) -> dict[str, Any]:
     results: list[Result] = [item.result for item in done if item.result is not None]
-    fed = {str(job.prompt_id): len(job.prompt) for job in jobs}
+    fed = {str(job.prompt_id): len(job.tokens) for job in jobs}
     return {
         **identity,
         "object": kind,

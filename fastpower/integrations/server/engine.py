@@ -288,7 +288,7 @@ class Engine:
                 totals.failures += 1
             else:
                 totals.answers += 1
-                totals.prompt_tokens += len(entry.job.prompt)
+                totals.prompt_tokens += len(entry.job.tokens)
                 totals.kept_tokens += len(done.result.token_ids)
                 totals.decoded_tokens += done.result.decoded_tokens
                 totals.moves += done.result.moves

@@ -96,7 +96,7 @@ async def _stream(
             last = choice(event.index, text, event.result, piece)
             yield chunk([last | {"fastpower": facts(event)}])
     if include_usage:
-        fed = {str(job.prompt_id): len(job.prompt) for job in jobs}
+        fed = {str(job.prompt_id): len(job.tokens) for job in jobs}
         yield chunk([], usage=usage(sum(fed.values()), results))
     yield b"data: [DONE]\n\n"
 
