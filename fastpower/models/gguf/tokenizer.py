@@ -55,9 +55,9 @@ def tokenizer_of(file: GGUFFile) -> Any:
             token = metadata.get(f"tokenizer.ggml.{key}_token_id")
             tokens = found["tokens"]
             settings[f"{name}_token"] = tokens[token] if token is not None and token < len(tokens) else None
-        return PreTrainedTokenizerFast(
-            tokenizer_object=_Given(tokenizer), name_or_path=str(file.path), **settings, **more
-        )
+        made = PreTrainedTokenizerFast(tokenizer_object=_Given(tokenizer), **settings, **more)
+    made.name_or_path = str(file.path)  # if it had a name while it was made, transformers might ask the hub about it
+    return made
 
 
 def end_tokens(file: GGUFFile) -> frozenset[int]:

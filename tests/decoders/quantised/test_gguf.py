@@ -120,6 +120,7 @@ def test_tokenizer_and_end_come_from_the_file(tmp_path):
     tiny_gguf.write(tmp_path / "tiny.gguf", "qwen2")
     model = load(tmp_path / "tiny.gguf")
     assert model.decoder.eos_ids == {1}
+    assert model.tokenizer.name_or_path == str(tmp_path / "tiny.gguf")
     assert model.tokens("abc") == [0, tiny_gguf.TOKENS.index("ab"), tiny_gguf.TOKENS.index("c"), 1]
     assert model.text(model.tokens("abc")) == "abc"
 
