@@ -8,18 +8,25 @@ VENV := .venv
 BIN := $(VENV)/bin
 UPGRADE ?=
 PYTEST_ARGS ?=
+# Most tests keep one core busy, so two processes with a thread each are nearly twice as fast; a file's tests stay together.
+WORKERS ?= 2
+TWO := -n $(WORKERS) --dist loadfile
 
-.PHONY: demo test slow lint types sanitize bench aot docs lock clean
+.PHONY: demo test slow lint types sanitize bench aot docs lock compat clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
 	$(BIN)/python -m fastpower.commands.demo
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" $(TWO) $(PYTEST_ARGS)
 
 slow: $(VENV)/installed
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+# Tests that touch other libraries, with the oldest, the locked and the newest releases of them: an hour and 25 GB.
+compat: $(VENV)/installed
+	$(BIN)/python .ci/compat.py oldest locked newest
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
