@@ -106,6 +106,9 @@ bool direct_append_kv(py::handle key, py::handle value, py::handle k_cache, py::
     return false;
   for (int i = 0; i < 3; ++i)
     if (v.size(i) != k.size(i) || (i > 0 && kc.size(i + 1) != k.size(i))) return false;
+  for (const View* cache : {&kc, &vc})  // pages that share memory would overwrite each other
+    if (cache->size(0) > 1 && std::abs(cache->stride(0)) < cache->size(1) * cache->size(2) * cache->size(3))
+      return false;
   const int64_t size = size_of(k.dtype());
   const py::gil_scoped_release release;
   append_kv({k.data<char>(), v.data<char>(), k.stride(0) * size, k.stride(1) * size, v.stride(0) * size,
@@ -113,6 +116,9 @@ bool direct_append_kv(py::handle key, py::handle value, py::handle k_cache, py::
              kc.size(0), kc.size(1), kc.size(2), kc.size(3) * size, s.data<int64_t>(), s.size(0)});
   return true;
 }
+
+// Scores are float32: beyond these a scale or a soft cap would make them infinite or nothing at all.
+constexpr double kLargest = 18446744073709551616.0;  // 2^64
 
 py::object direct_paged_attention(py::handle query, py::handle k_cache, py::handle v_cache,
                                   py::handle page_table, py::handle query_starts, py::handle lengths,
@@ -135,7 +141,8 @@ py::object direct_paged_attention(py::handle query, py::handle k_cache, py::hand
       !n.vector<int32_t>() || !s.vector<int32_t>(sequences + 1))
     return py::none();
   const int64_t reach = PyLong_AsLongLong(window.ptr());
-  if (reach < 0 || !std::isfinite(scale) || !std::isfinite(softcap) || softcap < 0) {
+  if (reach < 0 || !(std::abs(scale) <= kLargest) ||
+      !(softcap == 0 || (softcap >= 1 / kLargest && softcap <= kLargest))) {
     PyErr_Clear();
     return py::none();
   }

@@ -1,12 +1,16 @@
-// The Python module. Only the files bindings*.cpp know Python; kernels take raw pointers (as integers) and
+// The Python module. Only the files of bindings/ know Python; kernels take raw pointers (as integers) and
 // sizes, and the Python façade checks them.
 #include "bindings/module.h"
+
+#include <atomic>
+#include <new>
 
 #include "cpu/bandwidth.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
 #include "cpu/resample.h"
 #include "cpu/sampling/sample_tokens.h"
+#include "cpu/sizes.h"
 
 namespace py = pybind11;
 
@@ -40,8 +44,25 @@ void bind_machine(py::module_& m) {
       py::arg("target"), py::arg("source"), py::arg("bytes"), "memcpy on all threads.");
 }
 
+// The pool by itself, for its tests: how many of so many tasks ran; every failing-th throws.
+void bind_pool(py::module_& m) {
+  m.def(
+      "run_tasks",
+      [](int64_t tasks, int64_t failing) {
+        std::atomic<int64_t> done{0};
+        const py::gil_scoped_release release;
+        parallel_for(tasks, [&](int64_t i) {
+          if (failing > 0 && i % failing == failing - 1) throw std::bad_alloc();
+          done.fetch_add(1, std::memory_order_relaxed);
+        });
+        return done.load();
+      },
+      py::arg("tasks"), py::arg("failing") = 0);
+}
+
 void bind_linear(py::module_& m) {
   m.def("packed_linear_bytes", [](bool bfloat16, int64_t in, int64_t out) {
+    product({product({in, int64_t{4}}), out + 64});  // more than the panels take: an overflow is found here
     return linear_of(bfloat16, in, out, 0, 0).packed_bytes();
   });
   m.def("pack_linear",
@@ -111,6 +132,7 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "fastpower's C++ extension: CPU kernels and the books of pages and sequences.";
   fastpower::bind_machine(m);
   fastpower::bind_linear(m);
+  fastpower::bind_pool(m);
   fastpower::bind_quantised(m);
   fastpower::bind_sampling(m);
   fastpower::bind_books(m);

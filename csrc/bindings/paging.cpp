@@ -2,8 +2,8 @@
 #include <string>
 
 #include "bindings/module.h"
-#include "cpu/dtype.h"
 #include "cpu/attention/paged_attention.h"
+#include "cpu/dtype.h"
 #include "cpu/paged_copy.h"
 
 namespace py = pybind11;

@@ -6,6 +6,8 @@
 #include <new>
 #include <type_traits>
 
+#include "cpu/sizes.h"
+
 namespace fastpower {
 namespace {
 
@@ -32,9 +34,10 @@ struct Owned {
 constexpr size_t kLine = 64, kHeader = (sizeof(Owned) + kLine - 1) / kLine * kLine;
 
 PyObject* allocate(DlpackType dtype, std::initializer_list<int64_t> shape, void** data) {
-  int64_t entries = 1;
-  for (int64_t n : shape) entries *= n;
-  const size_t bytes = static_cast<size_t>(entries) * dtype.bits / 8;
+  int64_t entries, total;
+  if (!product(shape, &entries) || !product({entries, dtype.bits / 8}, &total) || total > (int64_t{1} << 62))
+    return PyErr_NoMemory();
+  const size_t bytes = static_cast<size_t>(total);
   void* memory = std::aligned_alloc(kLine, kHeader + (bytes + kLine - 1) / kLine * kLine);
   if (!memory) return PyErr_NoMemory();
   Owned* owned = new (memory) Owned;
@@ -56,6 +59,17 @@ PyObject* allocate(DlpackType dtype, std::initializer_list<int64_t> shape, void*
   return static_cast<PyObject*>(object);
 }
 
+// Whether a tensor's entries are those in memory with the other sign (a view such as x.conj().imag): DLPack
+// does not tell. Anything that goes wrong counts as yes, and the call goes the long way.
+bool negated(PyObject* tensor) {
+  static PyObject* const name = PyUnicode_InternFromString("is_neg");
+  PyObject* answer = name ? PyObject_CallMethodNoArgs(tensor, name) : nullptr;
+  if (!answer) PyErr_Clear();
+  const bool yes = answer != Py_False;
+  Py_XDECREF(answer);
+  return yes;
+}
+
 }  // namespace
 
 bool View::of(PyObject* object) {
@@ -64,7 +78,14 @@ bool View::of(PyObject* object) {
     PyErr_Clear();
     return false;
   }
-  return tensor_.device.type == kCpu && (tensor_.ndim == 0 || (tensor_.shape && tensor_.strides));
+  if (tensor_.device.type != kCpu || (tensor_.ndim > 0 && !(tensor_.shape && tensor_.strides))) return false;
+  int64_t entries = 1;
+  for (int i = 0; i < tensor_.ndim; ++i)
+    if (!product({entries, tensor_.shape[i]}, &entries)) return false;
+  int64_t bytes;
+  if (!product({entries, tensor_.dtype.bits}, &bytes)) return false;
+  if (entries > 0 && !tensor_.data) return false;  // it only stands for a tensor, or its storage was given up
+  return tensor_.dtype.code == 0 || !negated(object);
 }
 
 template <class T>

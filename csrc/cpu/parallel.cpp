@@ -7,6 +7,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdlib>
+#include <exception>
 #include <memory>
 #include <mutex>
 #include <stdexcept>
@@ -43,13 +44,24 @@ int default_threads() {
 }
 
 struct Job {
+  Job(const std::function<void(int64_t)>& what, int64_t count) : fn(&what), tasks(count) {}
+
   const std::function<void(int64_t)>* fn;
   int64_t tasks;
   std::atomic<int64_t> next{0};
   std::atomic<int> running{0};  // workers that may still touch this job
+  std::atomic<bool> failed{false};
+  std::exception_ptr error;  // of the task that failed first; read when nobody works any more
 
-  void work() {
-    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) (*fn)(i);
+  // Never throws: a worker has nobody above it to catch, and the caller must not leave while workers hold
+  // this job.
+  void work() noexcept {
+    try {
+      for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) (*fn)(i);
+    } catch (...) {
+      if (!failed.exchange(true, std::memory_order_acq_rel)) error = std::current_exception();
+      next.store(tasks, std::memory_order_relaxed);  // the rest is not worth doing
+    }
   }
 };
 
@@ -57,9 +69,9 @@ class Pool {
  public:
   void run(int64_t tasks, int threads, const std::function<void(int64_t)>& fn) {
     std::lock_guard<std::mutex> turn(turn_);
-    grow(threads - 1);
-    Job job{&fn, tasks};
-    const int helpers = static_cast<int>(std::min<int64_t>(threads, tasks)) - 1;
+    const int workers = grow(threads - 1);
+    Job job(fn, tasks);
+    const int helpers = static_cast<int>(std::min<int64_t>(workers + 1, tasks)) - 1;
     job.running.store(helpers, std::memory_order_relaxed);
     {
       std::lock_guard<std::mutex> lock(mutex_);
@@ -79,14 +91,21 @@ class Pool {
     }
     job.running.fetch_sub(taken_back, std::memory_order_acq_rel);
     while (job.running.load(std::memory_order_acquire) > 0) pause_cpu();
+    if (job.error) std::rethrow_exception(job.error);
   }
 
  private:
-  void grow(int workers) {
-    while (static_cast<int>(threads_.size()) < workers) {
-      threads_.emplace_back([this] { loop(); });
-      threads_.back().detach();
+  // Up to so many workers: fewer where the system gives no more threads. The next job asks again.
+  int grow(int workers) {
+    while (workers_ < workers) {
+      try {
+        std::thread([this] { loop(); }).detach();
+      } catch (const std::exception&) {
+        break;
+      }
+      ++workers_;
     }
+    return std::min(workers_, workers);
   }
 
   bool take_ticket() {
@@ -119,7 +138,7 @@ class Pool {
 
   std::mutex turn_, mutex_;
   std::condition_variable wake_;
-  std::vector<std::thread> threads_;
+  int workers_ = 0;
   Job* job_ = nullptr;
   std::atomic<int> tickets_{0}, sleeping_{0};
   std::atomic<uint64_t> epoch_{0};
@@ -128,6 +147,12 @@ class Pool {
 std::atomic<int> g_threads{0};
 std::atomic<Pool*> g_pool{nullptr};
 thread_local bool t_inside = false;
+
+// While this thread runs a job, what its tasks ask for is done by the thread that asks.
+struct Inside {
+  Inside() { t_inside = true; }
+  ~Inside() { t_inside = false; }
+};
 
 // Leaked on purpose: detached workers may outlive static destructors. After fork() the child has no workers,
 // so it starts a new pool.
@@ -159,12 +184,11 @@ void parallel_for(int64_t tasks, const std::function<void(int64_t)>& fn) {
     for (int64_t i = 0; i < tasks; ++i) fn(i);
     return;
   }
-  t_inside = true;
+  const Inside inside;
   pool().run(tasks, threads, [&fn](int64_t i) {
     t_inside = true;
     fn(i);
   });
-  t_inside = false;
 }
 
 int64_t run_begin(int64_t tasks, int64_t run) {

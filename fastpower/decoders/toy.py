@@ -188,7 +188,7 @@ class ToyDecoder:
         for (_, tokens), path in zip(work, paths, strict=True):
             logits = torch.from_numpy(np.stack([self.row(node) for node in path]))
             # The last row has no token to score; token 0 is a placeholder whose logp is dropped.
-            targets = torch.tensor([*tokens[1:], 0], dtype=torch.int64)
+            targets = torch.tensor([*tokens[1:], 0], dtype=torch.int64, device="cpu")
             out = score_tokens(logits, targets, torch.from_numpy(exponents), backend=self._backend)
             if int(out.status.max()) != 0:
                 raise InvalidLogits(f"logits of sequence {work[0].sequence} hold NaN or have no finite entry")

@@ -27,7 +27,7 @@ def to_device(arrays: Sequence[NDArray[Any]], device: torch.device) -> list[Tens
     if device.type == "cpu":
         return [torch.from_numpy(array) for array in arrays]
     # A fresh pinned buffer each time (torch caches them): the last one may still be on its way.
-    staging = torch.empty(_places(arrays)[-1], dtype=torch.uint8, pin_memory=device.type == "cuda")
+    staging = torch.empty(_places(arrays)[-1], dtype=torch.uint8, pin_memory=device.type == "cuda", device="cpu")
     _fill(staging, arrays)
     return _views(staging.to(device, non_blocking=True), arrays)
 
@@ -70,7 +70,7 @@ def _split(flat: NDArray[np.uint8], like: Sequence[Tensor]) -> list[NDArray[Any]
     for tensor in like:
         end = start + tensor.numel() * tensor.element_size()
         # copied: a slice of the buffer may start where its dtype cannot be read
-        array = torch.empty(tensor.shape, dtype=tensor.dtype).numpy()
+        array = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu").numpy()
         array.reshape(-1).view(np.uint8)[:] = flat[start:end]
         arrays.append(array)
         start = end

@@ -93,15 +93,17 @@ def custom_generate(
     padding = int(pad) if pad is not None else stops[0] if stops else 0  # what transformers pads with
     answers = input_ids.new_full((len(results), longest), padding)
     for row, result in enumerate(results):
-        answers[row, : len(result.token_ids)] = torch.tensor(result.token_ids, device=input_ids.device)
+        answers[row, : len(result.token_ids)] = torch.tensor(
+            result.token_ids, device=input_ids.device, dtype=torch.int64
+        )
     sequences = torch.cat([input_ids, answers], dim=1)
     if not generation_config.return_dict_in_generate:
         return sequences
     acceptance = [float("nan") if result.acceptance is None else result.acceptance for result in results]
     return PowerGenerateOutput(
         sequences=sequences,
-        logp=torch.tensor([result.logp for result in results], dtype=torch.float64),
-        acceptance=torch.tensor(acceptance, dtype=torch.float64),
+        logp=torch.tensor([result.logp for result in results], dtype=torch.float64, device="cpu"),
+        acceptance=torch.tensor(acceptance, dtype=torch.float64, device="cpu"),
         results=results,
     )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from fastpower import _C
+from fastpower.kernels.addresses import address
 from fastpower.kernels.quantised import FORMATS
 
 
@@ -23,11 +24,11 @@ class PackedLinear:
 
     def weight(self) -> torch.Tensor:
         """The (out_features, in_features) weight, unpacked: equal bits to what was packed (quantised: dequantised)."""
-        size, panels = (self.out_features, self.in_features), self.panels.data_ptr()
+        size, panels = (self.out_features, self.in_features), address(self.panels, torch.uint8)
         if self.format is not None:
             out = torch.empty(size, dtype=torch.float32, device="cpu")
-            _C.unpack_quantised(FORMATS[self.format].type, *size[::-1], panels, out.data_ptr())
+            _C.unpack_quantised(FORMATS[self.format].type, *size[::-1], panels, address(out, torch.float32))
             return out
         out = torch.empty(size, dtype=self.dtype, device="cpu")
-        _C.unpack_linear(self.dtype == torch.bfloat16, *size[::-1], panels, out.data_ptr())
+        _C.unpack_linear(self.dtype == torch.bfloat16, *size[::-1], panels, address(out, self.dtype))
         return out

@@ -7,16 +7,19 @@ have any stride.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastpower.kernels.addresses import address
 from fastpower.kernels.arguments import FLOATS, check_tensor
+from fastpower.kernels.caches import caches_fit, check_caches, check_written, overlaps
 from fastpower.kernels.dispatch import compiling, direct, register, resolve, route, same_device
 
 _I32, _I64 = (torch.int32,), (torch.int64,)
+# Scores are float32: beyond these a scale or a soft cap would make them infinite or nothing at all.
+_LARGEST = 2.0**64
 
 
 def append_kv(
@@ -148,7 +151,7 @@ def _append_kv(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slo
     backend, run = route(op, backend, key)
     if backend != "cpu" and key.is_cpu:  # the C++ kernels check values themselves
         slots = slots.contiguous()
-        _native().check_slots(slots.data_ptr(), slots.shape[0], k_cache.shape[0], k_cache.shape[1])
+        _native().check_slots(address(slots, torch.int64), slots.shape[0], k_cache.shape[0], k_cache.shape[1])
     run(key, value, k_cache, v_cache, slots)
 
 
@@ -163,7 +166,8 @@ def _append_fits(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, s
             and slots.dtype is torch.int64
             and slots.shape == (tokens,)
             and shape[2:] == (heads, dim)
-            and _caches_fit(k_cache, v_cache, dtype)
+            and caches_fit(k_cache, v_cache, dtype)
+            and not (overlaps(k_cache) or overlaps(v_cache))
             and same_device(key, value, k_cache, v_cache, slots)
         )
     except (AttributeError, ValueError):
@@ -174,7 +178,8 @@ def _check_append(op: str, key: Tensor, value: Tensor, k_cache: Tensor, v_cache:
     check_tensor(op, "key", key, FLOATS, ("N", "Hkv", "D"))
     device = key.device
     check_tensor(op, "value", value, (key.dtype,), key.shape, device)
-    _check_caches(op, k_cache, v_cache, ("pages", "page_size", *key.shape[1:]), key.dtype, device)
+    check_caches(op, k_cache, v_cache, ("pages", "page_size", *key.shape[1:]), key.dtype, device)
+    check_written(op, k_cache, v_cache)
     check_tensor(op, "slots", slots, _I64, key.shape[:1], device)
 
 
@@ -182,14 +187,15 @@ def _copy_pages(k_cache: Tensor, v_cache: Tensor, source: Tensor, target: Tensor
     op = "copy_pages"
     check_tensor(op, "k_cache", k_cache, FLOATS, ("layers", "pages", "page_size", "Hkv", "D"))
     device = k_cache.device
-    _check_caches(op, k_cache, v_cache, k_cache.shape, k_cache.dtype, device)
+    check_caches(op, k_cache, v_cache, k_cache.shape, k_cache.dtype, device)
+    check_written(op, k_cache, v_cache)
     check_tensor(op, "source", source, _I64, ("C",), device)
     check_tensor(op, "target", target, _I64, source.shape, device)
     check_tensor(op, "tokens", tokens, _I64, source.shape, device)
     backend, run = route(op, backend, k_cache)
     if backend != "cpu" and k_cache.is_cpu:
         source, target, tokens = source.contiguous(), target.contiguous(), tokens.contiguous()
-        addresses = source.data_ptr(), target.data_ptr(), tokens.data_ptr()
+        addresses = (address(part, torch.int64) for part in (source, target, tokens))
         _native().check_copies(*addresses, source.shape[0], k_cache.shape[1], k_cache.shape[2])
     run(k_cache, v_cache, source, target, tokens)
 
@@ -260,11 +266,11 @@ def _attention_fits(
             and lengths.dtype is torch.int32
             and query_starts.shape == (sequences + 1,)
             and lengths.shape == (sequences,)
-            and _caches_fit(k_cache, v_cache, dtype)
+            and caches_fit(k_cache, v_cache, dtype)
             and same_device(query, k_cache, v_cache, page_table, query_starts, lengths)
             and window >= 0
-            and math.isfinite(scale)
-            and 0 <= softcap < math.inf
+            and abs(scale) <= _LARGEST
+            and (softcap == 0.0 or 1 / _LARGEST <= softcap <= _LARGEST)
         )
     except (AttributeError, ValueError):
         return False
@@ -298,7 +304,7 @@ def _check_attention(
 ) -> None:
     check_tensor(op, "query", query, FLOATS, ("N", "Hq", "D"))
     device, (_, heads, dim) = query.device, query.shape
-    _check_caches(op, k_cache, v_cache, ("pages", "page_size", "Hkv", dim), query.dtype, device)
+    check_caches(op, k_cache, v_cache, ("pages", "page_size", "Hkv", dim), query.dtype, device)
     check_tensor(op, "lengths", lengths, _I32, ("S",), device)
     check_tensor(op, "query_starts", query_starts, _I32, (lengths.shape[0] + 1,), device)
     check_tensor(op, "page_table", page_table, _I32, (lengths.shape[0], "max_pages"), device)
@@ -307,12 +313,14 @@ def _check_attention(
         raise ValueError(f"{op}: head_dim must be a multiple of 8, at most 256, got {dim}; pad the heads with zeros")
     if kv_heads == 0 or heads < kv_heads or heads % kv_heads:
         raise ValueError(f"{op}: query heads must be a multiple of key/value heads, got {heads} and {kv_heads}")
-    if not math.isfinite(scale):
-        raise ValueError(f"{op}: scale must be finite, got {scale}")
+    if not abs(scale) <= _LARGEST:
+        raise ValueError(f"{op}: scale must be finite and at most 2**64, since scores are float32, got {scale}")
     if window < 0:
         raise ValueError(f"{op}: window must be >= 0 (0 = none), got {window}")
-    if not (math.isfinite(softcap) and softcap >= 0):
-        raise ValueError(f"{op}: softcap must be finite and >= 0 (0 = none), got {softcap}")
+    if not (softcap == 0.0 or 1 / _LARGEST <= softcap <= _LARGEST):
+        raise ValueError(
+            f"{op}: softcap must be 0 (none) or lie in [2**-64, 2**64], since scores are float32, got {softcap}"
+        )
     if ancestors is not None:
         check_tensor(op, "ancestors", ancestors, _I64, query.shape[:1], device)
         if window > 0:
@@ -323,40 +331,6 @@ def _check_attention(
         raise ValueError(f"{op}: shared needs both (starts, pages), got only one")
     check_tensor(op, "shared pages", shared_pages, _I32, ("G",), device)
     check_tensor(op, "shared starts", shared_starts, _I32, (shared_pages.shape[0] + 1,), device)
-
-
-def _caches_fit(k_cache: Tensor, v_cache: Tensor, dtype: torch.dtype) -> bool:
-    _, page_size, heads, dim = k_cache.shape
-    strides = (heads * dim, dim, 1)
-    return (
-        k_cache.dtype is dtype
-        and v_cache.dtype is dtype
-        and k_cache.shape == v_cache.shape
-        and page_size > 0
-        and k_cache.stride()[1:] == strides
-        and v_cache.stride()[1:] == strides
-    )
-
-
-def _check_caches(
-    op: str,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    shape: tuple[int | str, ...] | torch.Size,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> None:
-    check_tensor(op, "k_cache", k_cache, (dtype,), shape, device)
-    check_tensor(op, "v_cache", v_cache, (dtype,), k_cache.shape, device)
-    sizes = page_size, heads, dim = k_cache.shape[-3:]
-    dense = (heads * dim, dim, 1)
-    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
-        strides = cache.stride()[-3:]
-        if page_size == 0 or any(n > 1 and have != want for n, have, want in zip(sizes, strides, dense, strict=True)):
-            raise ValueError(
-                f"{op}: {name} needs contiguous pages (page_size, Hkv, D) of at least one token, "
-                f"got shape {tuple(cache.shape)} and strides {cache.stride()}"
-            )
 
 
 def _native() -> Any:

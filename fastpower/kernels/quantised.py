@@ -86,7 +86,7 @@ class QuantisedBlocks:
     def dequantise(self) -> torch.Tensor:
         """The (out, in) weights in float32, equal to ``gguf.quants.dequantize`` bit for bit."""
         blocks = self.blocks.contiguous()
-        out = torch.empty(self.out_features, self.in_features)
+        out = torch.empty(self.out_features, self.in_features, dtype=torch.float32, device="cpu")
         type = FORMATS[self.format].type
         _C.dequantise(type, self.in_features, self.out_features, blocks.data_ptr(), out.data_ptr())
         return out
@@ -107,13 +107,13 @@ class PanelMemory:
     _PAGE = 2 << 20
 
     def __init__(self) -> None:
-        self._free = torch.empty(0, dtype=torch.uint8)
+        self._free = torch.empty(0, dtype=torch.uint8, device="cpu")
 
     def take(self, size: int) -> torch.Tensor:
         """(size,) uint8 that begins at a cache line; not initialised, and not resident before it is written."""
         whole = -(-size // 64) * 64
         if self._free.numel() < whole:
-            chunk = torch.empty(max(whole, self._CHUNK) + self._PAGE, dtype=torch.uint8)
+            chunk = torch.empty(max(whole, self._CHUNK) + self._PAGE, dtype=torch.uint8, device="cpu")
             self._free = chunk[-chunk.data_ptr() % self._PAGE :]
             _C.ask_for_huge_pages(self._free.data_ptr(), self._free.numel())
         panels, self._free = self._free[:size], self._free[whole:]
@@ -133,7 +133,7 @@ def pack_rows(
 
 def aligned(size: int) -> torch.Tensor:
     """(size,) uint8 that begins at a cache line; not initialised."""
-    memory = torch.empty(size + 64, dtype=torch.uint8)
+    memory = torch.empty(size + 64, dtype=torch.uint8, device="cpu")
     return memory[-memory.data_ptr() % 64 :][:size]
 
 
@@ -158,7 +158,7 @@ def quantise(weight: torch.Tensor, format: str) -> QuantisedBlocks:
     if inputs % 32:
         raise ValueError(f"quantise: weight has {inputs} inputs; {format} takes multiples of 32")
     make = _q8_0 if format == "Q8_0" else _q4_0
-    blocks = torch.empty(out, inputs // 32 * FORMATS[format].block_bytes, dtype=torch.uint8)
+    blocks = torch.empty(out, inputs // 32 * FORMATS[format].block_bytes, dtype=torch.uint8, device="cpu")
     for begin in range(0, out, _ROWS):
         rows = weight[begin : begin + _ROWS].detach().to(torch.float32).reshape(-1, 32)
         largest = rows.abs().amax()
@@ -182,7 +182,7 @@ def _q4_0(rows: torch.Tensor) -> torch.Tensor:
 
 
 def _inverse(d: torch.Tensor) -> torch.Tensor:
-    return torch.where(d == 0, torch.zeros(()), 1 / d)
+    return torch.where(d == 0, torch.zeros((), dtype=d.dtype, device=d.device), 1 / d)
 
 
 def same_format(weights: Sequence[QuantisedBlocks]) -> bool:

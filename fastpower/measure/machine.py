@@ -75,7 +75,7 @@ def device_bandwidth(device: str, megabytes: int = 512) -> float:
         return read_bandwidth()
     import torch
 
-    source = torch.ones(megabytes << 18, device=device)
+    source = torch.ones(megabytes << 18, device=device, dtype=torch.float32)
     target = torch.empty_like(source)
 
     def call() -> None:

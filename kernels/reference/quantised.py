@@ -26,7 +26,7 @@ def _nibbles(qs):
 
 def _fifth_bits(qh):
     """4 bytes → 32 numbers, 0 or 16."""
-    bits = qh[:, :, None] >> torch.arange(8, dtype=torch.uint8) & 1
+    bits = qh[:, :, None] >> torch.arange(8, dtype=torch.uint8, device="cpu") & 1
     return 16.0 * bits.reshape(-1, 32).to(torch.float32)
 
 
@@ -76,14 +76,14 @@ def _q4_k(blocks):
 
 
 def _q5_k(blocks):
-    fifth = blocks[:, None, 16:48] >> torch.arange(8, dtype=torch.uint8)[None, :, None] & 1
+    fifth = blocks[:, None, 16:48] >> torch.arange(8, dtype=torch.uint8, device="cpu")[None, :, None] & 1
     return _super(blocks, (_low_nibbles(blocks[:, 48:]) | fifth << 4).to(torch.float32))
 
 
 def _q6_k(blocks):
     low, high = blocks[:, :128].reshape(-1, 2, 1, 64), blocks[:, 128:192].reshape(-1, 2, 1, 32)
     low = torch.cat([low & 15, low >> 4], 2).reshape(-1, 2, 4, 32)
-    high = high >> torch.tensor([0, 2, 4, 6], dtype=torch.uint8)[None, None, :, None] & 3
+    high = high >> torch.tensor([0, 2, 4, 6], dtype=torch.uint8, device="cpu")[None, None, :, None] & 3
     q = (low | high << 4).reshape(-1, 16, 16).to(torch.float32) - 32
     scales = blocks[:, 192:208].contiguous().view(torch.int8).to(torch.float32)
     return ((_half(blocks, 208) * scales)[:, :, None] * q).reshape(-1, 256)

@@ -85,7 +85,7 @@ class _Rounder:
         bias = torch.cat([one.detach().to(torch.float32) for one in biases]) if biases else None
         if self._consume:
             for module in modules:
-                module.weight.data = torch.empty(0, dtype=module.weight.dtype)
+                module.weight.data = torch.empty(0, dtype=module.weight.dtype, device="cpu")
         return pack_linear(QuantisedBlocks(blocks, format), bias, memory=self._memory)
 
 

@@ -26,7 +26,8 @@ class QuantisedForward(FusedForward):
         self.weights = weights
         self._hooks: list[Any] = []
         self._positions, self._version = 0, 0
-        self._logits = torch.empty(0)
+        self._dtype = dtype
+        self._logits = torch.empty(0, dtype=torch.float32, device="cpu")
         a = weights.architecture
         self.vocab_size = a.vocab
         description = {

@@ -117,7 +117,7 @@ class _Packer:
 
     def ropes(self) -> list[Rope]:
         a = self._architecture
-        exponents = torch.arange(0, a.head_dim, 2, dtype=torch.int64).to(torch.float32) / a.head_dim
+        exponents = torch.arange(0, a.head_dim, 2, dtype=torch.int64, device="cpu").to(torch.float32) / a.head_dim
         inverse = [1.0 / (rope.base**exponents) / rope.factor for rope in a.ropes]
         if "rope_freqs.weight" in self._file.tensors:
             inverse[0] = inverse[0] / self.vector("rope_freqs.weight")

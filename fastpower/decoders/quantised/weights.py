@@ -73,7 +73,7 @@ def rope_of(inverse_frequencies: Tensor) -> Rope:
     """Rotation by position · frequency, float32."""
 
     def tables(positions: int) -> tuple[Tensor, Tensor]:
-        angles = torch.arange(positions, dtype=torch.float32)[:, None] * inverse_frequencies[None]
+        angles = torch.arange(positions, dtype=torch.float32, device="cpu")[:, None] * inverse_frequencies[None]
         return angles.cos(), angles.sin()
 
     return tables

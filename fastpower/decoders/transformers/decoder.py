@@ -314,7 +314,7 @@ class TransformersDecoder:
         def own(text: list[int]) -> Tensor:
             # "eager" is every model's definition of its attention; "sdpa" of some versions drops the soft cap
             with torch.inference_mode(), self._substitution.attention("eager"):
-                ids = torch.tensor([text], device=self.layout.device)
+                ids = torch.tensor([text], dtype=torch.int64, device=self.layout.device)
                 logits: Tensor = self.model(input_ids=ids, use_cache=False).logits[0, -1]
                 return logits
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from fastpower import _C
 from fastpower.kernels import PackedLinear, pack_linear
+from fastpower.kernels.addresses import address, array_address
 
 #: classes whose forward is what decoder_forward.h says; each is looked up by identity of module and name
 _MODELS = {
@@ -54,7 +55,7 @@ class FusedForward:
             hooks for module in model.modules() for hooks in (module._forward_hooks, module._forward_pre_hooks)
         ]
         self._positions = 0
-        self._logits = torch.empty(0)
+        self._logits = torch.empty(0, dtype=torch.float32, device="cpu")
         self._pack()
 
     @classmethod
@@ -89,27 +90,27 @@ class FusedForward:
         keep = np.ascontiguousarray(keep, np.int64)
         groups = (np.empty(0, np.int32), np.empty(0, np.int32)) if shared is None else shared
         self._forward.run(
-            ids=_address(tokens, np.int64),
-            positions=_address(positions, np.int64),
-            slots=_address(slots, np.int64),
+            ids=array_address(tokens, np.int64),
+            positions=array_address(positions, np.int64),
+            slots=array_address(slots, np.int64),
             tokens=len(tokens),
-            keep=_address(keep, np.int64),
+            keep=array_address(keep, np.int64),
             kept=rows,
-            page_table=_address(table, np.int32),
+            page_table=array_address(table, np.int32),
             sequences=table.shape[0],
             max_pages=table.shape[1],
-            query_starts=_address(starts, np.int32),
-            lengths=_address(lengths, np.int32),
-            shared_starts=0 if shared is None else _address(groups[0], np.int32),
-            shared_pages=0 if shared is None else _address(groups[1], np.int32),
+            query_starts=array_address(starts, np.int32),
+            lengths=array_address(lengths, np.int32),
+            shared_starts=0 if shared is None else array_address(groups[0], np.int32),
+            shared_pages=0 if shared is None else array_address(groups[1], np.int32),
             groups=0 if shared is None else len(groups[1]),
-            k_cache=k.data_ptr(),
-            v_cache=v.data_ptr(),
+            k_cache=address(k, self._dtype),
+            v_cache=address(v, self._dtype),
             layer_stride=k.stride(0),
             page_stride=k.stride(1),
             num_pages=k.shape[1],
             page_size=k.shape[2],
-            logits=logits.data_ptr(),
+            logits=address(logits, torch.float32),
         )
         return logits
 
@@ -126,9 +127,9 @@ class FusedForward:
         """(rows, V) float32, not initialised."""
         size = rows * self.vocab_size
         if 4 * size > _KEPT_LOGITS:
-            return torch.empty(rows, self.vocab_size)
+            return torch.empty(rows, self.vocab_size, dtype=torch.float32, device="cpu")
         if self._logits.numel() < size:
-            self._logits = torch.empty(size)
+            self._logits = torch.empty(size, dtype=torch.float32, device="cpu")
         return self._logits[:size].view(rows, self.vocab_size)
 
     # ------------------------------------------------------------------------------------------------- packing
@@ -142,12 +143,13 @@ class FusedForward:
         self._held: list[Any] = []  # what the C++ side points to
         body, attention = model.model, model.model.layers[0].self_attn
         embedding = body.embed_tokens
+        self._dtype = embedding.weight.dtype
         scale = getattr(embedding, "embed_scale", None)
         head_dim = attention.head_dim
         self.vocab_size = model.lm_head.weight.shape[0]
         self._rope_types = rope_kinds(model)
         description = {
-            "bfloat16": embedding.weight.dtype == torch.bfloat16,
+            "bfloat16": self._dtype == torch.bfloat16,
             "hidden": config.hidden_size,
             "q_heads": config.num_attention_heads,
             "kv_heads": config.num_key_value_heads,
@@ -159,8 +161,8 @@ class FusedForward:
             "softcap": getattr(attention, "attn_logit_softcapping", None) or 0.0,
             "embedding_scale": 1.0 if scale is None else float(scale.to(embedding.weight.dtype)),
             "gelu": gelu(config),
-            "embedding": self._hold(embedding.weight.detach().contiguous()),
-            "final_norm": self._hold(norm_weight(body.norm)),
+            "embedding": self._hold(embedding.weight.detach().contiguous(), self._dtype),
+            "final_norm": self._hold(norm_weight(body.norm), torch.float32),
             "head": self._linear([model.lm_head]),
             "ropes": len(self._rope_types),
         }
@@ -176,14 +178,17 @@ class FusedForward:
             "gate": self._linear([mlp.gate_proj]),
             "up": self._linear([mlp.up_proj]),
             "down": self._linear([mlp.down_proj]),
-            **{name: None if norm is None else self._hold(norm) for name, norm in layer_norms(layer).items()},
+            **{
+                name: None if norm is None else self._hold(norm, torch.float32)
+                for name, norm in layer_norms(layer).items()
+            },
             "rope": rope,
             "window": window(attention),
         }
 
-    def _hold(self, tensor: Tensor) -> int:
+    def _hold(self, tensor: Tensor, dtype: torch.dtype) -> int:
         self._held.append(tensor)
-        return tensor.data_ptr()
+        return address(tensor, dtype)
 
     def _linear(self, modules: list[Any]) -> tuple[bool, int, int, int, int]:
         biases = [module.bias for module in modules]
@@ -194,8 +199,8 @@ class FusedForward:
             packed.dtype == torch.bfloat16,
             packed.in_features,
             packed.out_features,
-            packed.panels.data_ptr(),
-            0 if packed.bias is None else packed.bias.data_ptr(),
+            address(packed.panels, torch.uint8),
+            0 if packed.bias is None else address(packed.bias, torch.float32),
         )
 
     def _grow_ropes(self, positions: int) -> None:
@@ -208,7 +213,8 @@ class FusedForward:
             half = cos.shape[-1] // 2
             cos, sin = cos[:, :half].contiguous(), sin[:, :half].contiguous()
             self._ropes.append((cos, sin))
-            self._forward.set_rope(index, cos.data_ptr(), sin.data_ptr(), self._positions)
+            turns = address(cos, torch.float32), address(sin, torch.float32)
+            self._forward.set_rope(index, *turns, self._positions)
 
 
 def why_not(model: Any) -> str | None:
@@ -274,7 +280,10 @@ def _equal_halves(tables: Iterable[Tensor], half: int) -> bool:
 def rope_table(rotary: Any, positions: int, kind: str | None) -> tuple[Tensor, Tensor]:
     """cos and sin (positions, head_dim) in float32 from a model's own rotary module."""
     with torch.inference_mode(False), torch.no_grad():
-        arguments = (torch.zeros(1), torch.arange(positions)[None])
+        arguments = (
+            torch.zeros(1, dtype=torch.float32, device="cpu"),
+            torch.arange(positions, dtype=torch.int64, device="cpu")[None],
+        )
         cos, sin = rotary(*arguments, *(() if kind is None else (kind,)))
     return cos[0], sin[0]
 
@@ -318,12 +327,3 @@ def window(attention: Any) -> int:
     if type(attention).__name__ == "MistralAttention":
         return int(attention.config.sliding_window or 0)
     return int(getattr(attention, "sliding_window", None) or 0)
-
-
-def _address(array: NDArray[Any], dtype: type) -> int:
-    if array.dtype != dtype or not array.flags.c_contiguous:
-        raise TypeError(
-            f"expected a contiguous {np.dtype(dtype)} array, got {array.dtype} with strides {array.strides}"
-        )
-    address: int = array.ctypes.data
-    return address

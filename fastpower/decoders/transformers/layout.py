@@ -130,10 +130,10 @@ def kv_layout(model: Any) -> KVLayout:
     recorder, device = _Recorder(), model.get_input_embeddings().weight.device
     try:
         out = model(
-            input_ids=torch.tensor([[0, 1]], device=device),
-            position_ids=torch.tensor([[0, 1]], device=device),
+            input_ids=torch.tensor([[0, 1]], dtype=torch.int64, device=device),
+            position_ids=torch.tensor([[0, 1]], dtype=torch.int64, device=device),
             use_cache=False,
-            logits_to_keep=torch.tensor([1], device=device),
+            logits_to_keep=torch.tensor([1], dtype=torch.int64, device=device),
             fastpower_step=recorder,
         )
     except TypeError as error:

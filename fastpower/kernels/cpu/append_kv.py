@@ -3,6 +3,8 @@ from __future__ import annotations
 import torch
 
 from fastpower import _C
+from fastpower.kernels.addresses import address
+from fastpower.kernels.arguments import FLOATS
 
 
 def append_kv(
@@ -16,22 +18,22 @@ def append_kv(
     num_pages, page_size, heads, dim = k_cache.shape
     key_row, key_head, _ = key.stride()
     value_row, value_head, _ = value.stride()
-    size = key.element_size()
+    dtype, size = key.dtype, key.element_size()
     _C.append_kv(
-        key.data_ptr(),
-        value.data_ptr(),
+        address(key, *FLOATS),
+        address(value, dtype),
         key_row * size,
         key_head * size,
         value_row * size,
         value_head * size,
-        k_cache.data_ptr(),
-        v_cache.data_ptr(),
+        address(k_cache, dtype),
+        address(v_cache, dtype),
         k_cache.stride(0) * size,
         v_cache.stride(0) * size,
         num_pages,
         page_size,
         heads,
         dim * size,
-        slots.data_ptr(),
+        address(slots, torch.int64),
         slots.shape[0],
     )

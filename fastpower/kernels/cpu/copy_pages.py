@@ -3,6 +3,8 @@ from __future__ import annotations
 import torch
 
 from fastpower import _C
+from fastpower.kernels.addresses import address
+from fastpower.kernels.arguments import FLOATS
 
 
 def copy_pages(
@@ -12,8 +14,8 @@ def copy_pages(
     layers, num_pages, page_size, heads, dim = k_cache.shape
     size = k_cache.element_size()
     _C.copy_pages(
-        k_cache.data_ptr(),
-        v_cache.data_ptr(),
+        address(k_cache, *FLOATS),
+        address(v_cache, k_cache.dtype),
         k_cache.stride(0) * size,
         k_cache.stride(1) * size,
         v_cache.stride(0) * size,
@@ -22,8 +24,8 @@ def copy_pages(
         num_pages,
         page_size,
         heads * dim * size,
-        source.data_ptr(),
-        target.data_ptr(),
-        tokens.data_ptr(),
+        address(source, torch.int64),
+        address(target, torch.int64),
+        address(tokens, torch.int64),
         source.shape[0],
     )

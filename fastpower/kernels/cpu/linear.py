@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from fastpower import _C
+from fastpower.kernels.addresses import address
 from fastpower.kernels.packed_linear import PackedLinear
 from fastpower.kernels.quantised import FORMATS, aligned
 
@@ -14,26 +15,27 @@ def pack(weight: torch.Tensor) -> torch.Tensor:
     bfloat16 = weight.dtype == torch.bfloat16
     size = _C.packed_linear_bytes(bfloat16, in_features, out_features)
     panels = aligned(size)
-    _C.pack_linear(bfloat16, in_features, out_features, weight.data_ptr(), weight.stride(0), panels.data_ptr())
+    source = address(weight, torch.float32, torch.bfloat16)
+    _C.pack_linear(bfloat16, in_features, out_features, source, weight.stride(0), address(panels, torch.uint8))
     return panels
 
 
 def linear(x: torch.Tensor, packed: PackedLinear, out_dtype: torch.dtype) -> torch.Tensor:
     if x.stride(1) != 1 and x.shape[1] > 1:
         x = x.contiguous()
-    y = torch.empty(x.shape[0], packed.out_features, dtype=out_dtype)
+    y = torch.empty(x.shape[0], packed.out_features, dtype=out_dtype, device="cpu")
     if packed.format is not None:
         _C.quantised_linear(
             FORMATS[packed.format].type,
             packed.in_features,
             packed.out_features,
-            packed.panels.data_ptr(),
-            0 if packed.bias is None else packed.bias.data_ptr(),
-            x.data_ptr(),
+            address(packed.panels, torch.uint8),
+            0 if packed.bias is None else address(packed.bias, torch.float32),
+            address(x, torch.float32, torch.bfloat16),
             x.dtype == torch.bfloat16,
             x.shape[0],
             x.stride(0),
-            y.data_ptr(),
+            address(y, out_dtype),
             y.stride(0),
             out_dtype == torch.bfloat16,
         )
@@ -42,12 +44,12 @@ def linear(x: torch.Tensor, packed: PackedLinear, out_dtype: torch.dtype) -> tor
         packed.dtype == torch.bfloat16,
         packed.in_features,
         packed.out_features,
-        packed.panels.data_ptr(),
-        0 if packed.bias is None else packed.bias.data_ptr(),
-        x.data_ptr(),
+        address(packed.panels, torch.uint8),
+        0 if packed.bias is None else address(packed.bias, torch.float32),
+        address(x, packed.dtype),
         x.shape[0],
         x.stride(0),
-        y.data_ptr(),
+        address(y, out_dtype),
         y.stride(0),
         out_dtype == torch.bfloat16,
     )

@@ -3,6 +3,8 @@ from __future__ import annotations
 import torch
 
 from fastpower import _C
+from fastpower.kernels.addresses import address
+from fastpower.kernels.arguments import FLOATS
 
 
 def paged_attention(
@@ -27,10 +29,10 @@ def paged_attention(
     ancestors = None if ancestors is None else ancestors.contiguous()
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
     _C.paged_attention(
-        query.data_ptr(),
-        k_cache.data_ptr(),
-        v_cache.data_ptr(),
-        out.data_ptr(),
+        address(query, *FLOATS),
+        address(k_cache, query.dtype),
+        address(v_cache, query.dtype),
+        address(out, query.dtype),
         _DTYPE[query.dtype],
         query.stride(0),
         query.stride(1),
@@ -42,19 +44,19 @@ def paged_attention(
         head_dim,
         num_pages,
         page_size,
-        page_table.data_ptr(),
+        address(page_table, torch.int32),
         lengths.shape[0],
         page_table.shape[1],
         page_table.stride(0),
-        query_starts.data_ptr(),
-        lengths.data_ptr(),
-        0 if starts is None else starts.data_ptr(),
-        0 if pages is None else pages.data_ptr(),
+        address(query_starts, torch.int32),
+        address(lengths, torch.int32),
+        0 if starts is None else address(starts, torch.int32),
+        0 if pages is None else address(pages, torch.int32),
         0 if pages is None else pages.shape[0],
         head_dim**-0.5 if scale is None else scale,
         window,
         softcap,
-        0 if ancestors is None else ancestors.data_ptr(),
+        0 if ancestors is None else address(ancestors, torch.int64),
         check_only,
     )
     return out

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastpower import _C
+from fastpower.kernels.addresses import address
 
 SCHEMES = {"systematic": 0, "stratified": 1, "multinomial": 2, "residual": 3}
 
@@ -14,16 +15,17 @@ def resample(log_weights: Tensor, uniforms: Tensor, *, scheme: str) -> tuple[Ten
     """See ``fastpower.kernels.resample``; values are checked by the kernel."""
     log_weights, uniforms = log_weights.contiguous(), uniforms.contiguous()
     count, shape = log_weights.shape[-1], log_weights.shape[:-1]
-    index = torch.empty(log_weights.shape, dtype=torch.int64)
-    ess, log_mean = torch.empty(shape, dtype=torch.float64), torch.empty(shape, dtype=torch.float64)
+    index = torch.empty(log_weights.shape, dtype=torch.int64, device="cpu")
+    ess = torch.empty(shape, dtype=torch.float64, device="cpu")
+    log_mean = torch.empty(shape, dtype=torch.float64, device="cpu")
     _C.resample(
-        log_weights.data_ptr(),
-        uniforms.data_ptr(),
+        address(log_weights, torch.float64),
+        address(uniforms, torch.float64),
         ess.numel(),
         count,
         SCHEMES[scheme],
-        index.data_ptr(),
-        ess.data_ptr(),
-        log_mean.data_ptr(),
+        address(index, torch.int64),
+        address(ess, torch.float64),
+        address(log_mean, torch.float64),
     )
     return index, ess, log_mean

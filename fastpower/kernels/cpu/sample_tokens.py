@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastpower import _C
+from fastpower.kernels.addresses import address
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
@@ -26,28 +27,28 @@ def sample_tokens(
     exclude = None if exclude is None else exclude.contiguous()
     (draws,), (count,) = rows.shape, exponents.shape
     token = torch.empty_like(rows)
-    logp = torch.empty(draws)
-    logz = torch.empty(batch, count)
+    logp = torch.empty(draws, dtype=torch.float32, device="cpu")
+    logz = torch.empty(batch, count, dtype=torch.float32, device="cpu")
     entropy = torch.empty_like(alpha)
-    status = torch.empty(batch, dtype=torch.int32)
+    status = torch.empty(batch, dtype=torch.int32, device="cpu")
     _C.sample_tokens(
-        logits.data_ptr(),
+        address(logits, *DTYPES),
         DTYPES[logits.dtype],
         batch,
         vocab,
         logits.stride(0),
-        alpha.data_ptr(),
-        exponents.data_ptr(),
+        address(alpha, torch.float32),
+        address(exponents, torch.float32),
         count,
         draws,
-        rows.data_ptr(),
-        keys.data_ptr(),
-        positions.data_ptr(),
-        0 if exclude is None else exclude.data_ptr(),
-        token.data_ptr(),
-        logp.data_ptr(),
-        logz.data_ptr(),
-        entropy.data_ptr(),
-        status.data_ptr(),
+        address(rows, torch.int64),
+        address(keys, torch.int64),
+        address(positions, torch.int64),
+        0 if exclude is None else address(exclude, torch.int64),
+        address(token, torch.int64),
+        address(logp, torch.float32),
+        address(logz, torch.float32),
+        address(entropy, torch.float32),
+        address(status, torch.int32),
     )
     return token, logp, logz, entropy, status

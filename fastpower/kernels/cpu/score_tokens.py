@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastpower import _C
+from fastpower.kernels.addresses import address
 from fastpower.kernels.cpu.sample_tokens import DTYPES
 
 
@@ -14,22 +15,22 @@ def score_tokens(logits: Tensor, tokens: Tensor, exponents: Tensor) -> tuple[Ten
     batch, vocab = logits.shape
     tokens, exponents = tokens.contiguous(), exponents.contiguous()
     count = len(exponents)
-    logp = torch.empty(batch)
-    logz = torch.empty(batch, count)
-    entropy = torch.empty(batch)
-    status = torch.empty(batch, dtype=torch.int32)
+    logp = torch.empty(batch, dtype=torch.float32, device="cpu")
+    logz = torch.empty(batch, count, dtype=torch.float32, device="cpu")
+    entropy = torch.empty(batch, dtype=torch.float32, device="cpu")
+    status = torch.empty(batch, dtype=torch.int32, device="cpu")
     _C.score_tokens(
-        logits.data_ptr(),
+        address(logits, *DTYPES),
         DTYPES[logits.dtype],
         batch,
         vocab,
         logits.stride(0),
-        tokens.data_ptr(),
-        exponents.data_ptr(),
+        address(tokens, torch.int64),
+        address(exponents, torch.float32),
         count,
-        logp.data_ptr(),
-        logz.data_ptr(),
-        entropy.data_ptr(),
-        status.data_ptr(),
+        address(logp, torch.float32),
+        address(logz, torch.float32),
+        address(entropy, torch.float32),
+        address(status, torch.int32),
     )
     return logp, logz, entropy, status

@@ -1,0 +1,67 @@
+"""The only place where a tensor's or an array's address is taken for C++: whoever asks says which dtype lies there.
+
+C++ gets a number and believes it. A buffer that was made with torch's default dtype, a tensor without memory behind it
+or a view whose sign is only noted down would be read as something that it is not; each of them ends here instead.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+
+def address(tensor: torch.Tensor, *dtypes: torch.dtype) -> int:
+    """Where the first entry of a CPU tensor lies; 0 only for one without entries.
+
+    Args:
+        tensor: strided, on the CPU, of one of ``dtypes``.
+        dtypes: what the C++ side reads there.
+
+    Raises:
+        TypeError: another dtype.
+        ValueError: another device or layout, a negated or conjugated view, no memory or less than the shape needs.
+    """
+    if tensor.dtype not in dtypes:
+        wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise TypeError(f"a tensor of {wanted} was to be read, got {str(tensor.dtype).removeprefix('torch.')}")
+    if not tensor.is_cpu or tensor.layout is not torch.strided:
+        raise ValueError(f"a dense tensor on the CPU was to be read, got {tensor.layout} on {tensor.device}")
+    if tensor.is_neg() or tensor.is_conj():
+        raise ValueError("a negated or conjugated view has no memory of its own: use resolve_neg() and resolve_conj()")
+    check_memory("reading a tensor", "it", tensor)
+    return tensor.data_ptr()
+
+
+def check_memory(op: str, name: str, tensor: torch.Tensor) -> None:
+    """Raise ValueError if ``tensor``, dense and on the CPU, has less memory than its shape says.
+
+    That is so for storage that was resized afterwards (sharded training does that), for fake tensors and for those of
+    ``torch.func.functionalize``.
+    """
+    if tensor.numel() == 0:
+        return
+    if tensor.data_ptr() == 0:
+        raise ValueError(
+            f"{op}: {name} has shape {tuple(tensor.shape)} but no memory: its storage was resized to nothing, or it "
+            "only stands for a tensor (fake, functional); gather or materialise it first"
+        )
+    last = tensor.storage_offset() + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    held = tensor.untyped_storage().nbytes()
+    if (last + 1) * tensor.element_size() > held:
+        raise ValueError(
+            f"{op}: {name} has shape {tuple(tensor.shape)}, which needs {(last + 1) * tensor.element_size()} bytes, "
+            f"but its storage was resized to {held}; gather it first"
+        )
+
+
+def array_address(array: NDArray[Any], dtype: type) -> int:
+    """``address`` of a NumPy array, which must be contiguous. Raises TypeError."""
+    if array.dtype != dtype or not array.flags.c_contiguous:
+        raise TypeError(
+            f"expected a contiguous {np.dtype(dtype)} array, got {array.dtype} with strides {array.strides}"
+        )
+    pointer: int = array.ctypes.data
+    return pointer
