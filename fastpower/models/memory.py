@@ -7,7 +7,7 @@ import math
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from fastpower.errors import OutOfMemory
 
@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 
 #: bytes of one element of safetensors' floating-point types, which loading converts
 _FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-#: struct formats of GGUF's value types; 8 is a string, 9 an array
-_GGUF_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+
 
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
@@ -116,39 +115,8 @@ def _safetensors(file: Path, dtype: torch.dtype | None) -> int:
 
 
 def _gguf_elements(file: Path) -> int:
-    """Numbers in all tensors of a GGUF file (versions 2 and 3)."""
-    with file.open("rb") as source:
-        magic, version, tensors, pairs = struct.unpack("<4sIQQ", source.read(24))
-        if magic != b"GGUF" or version not in (2, 3):
-            raise ValueError("not a GGUF file of a known version")
-        for _ in range(pairs):
-            _gguf_string(source)
-            _gguf_skip(source, _number(source, "I"))
-        total = 0
-        for _ in range(tensors):
-            _gguf_string(source)
-            total += math.prod(_number(source, "Q") for _ in range(_number(source, "I")))
-            source.seek(12, 1)  # type and offset
-        return total
+    """Numbers in all tensors of a GGUF file."""
+    from fastpower.models.gguf.header import GGUFFile
 
-
-def _number(source: BinaryIO, form: str) -> int:
-    return int(struct.unpack(f"<{form}", source.read(struct.calcsize(f"<{form}")))[0])
-
-
-def _gguf_string(source: BinaryIO) -> None:
-    source.seek(_number(source, "Q"), 1)
-
-
-def _gguf_skip(source: BinaryIO, kind: int) -> None:
-    if kind == 8:
-        _gguf_string(source)
-    elif kind == 9:
-        inner, count = _number(source, "I"), _number(source, "Q")
-        if inner in _GGUF_SCALARS:
-            source.seek(count * struct.calcsize(f"<{_GGUF_SCALARS[inner]}"), 1)
-        else:
-            for _ in range(count):
-                _gguf_skip(source, inner)
-    else:
-        source.seek(struct.calcsize(f"<{_GGUF_SCALARS[kind]}"), 1)
+    with GGUFFile(file) as header:
+        return sum(math.prod(entry.shape) for entry in header.tensors.values())
