@@ -227,6 +227,7 @@ void bind_books(py::module_& m) {
           },
           py::arg("tokens"), "(sequence, length)")
       .def("forget", &SequenceTable::forget)
+      .def("forget_all", &SequenceTable::forget_all)
       .def_property_readonly("page_size", &SequenceTable::page_size)
       .def_property_readonly("num_pages", &SequenceTable::num_pages)
       .def_property_readonly("free_pages", &SequenceTable::free_pages)

@@ -44,6 +44,16 @@ void bind_machine(py::module_& m) {
       py::arg("target"), py::arg("source"), py::arg("bytes"), "memcpy on all threads.");
 }
 
+void bind_checksum(py::module_& m) {
+  m.def(
+      "checksum",
+      [](uintptr_t data, int64_t bytes) {
+        const py::gil_scoped_release release;
+        return checksum(pointer<const void>(data), bytes);
+      },
+      py::arg("data"), py::arg("bytes"), "A number that depends on every byte and on where it stands.");
+}
+
 // The pool by itself, for its tests: how many of so many tasks ran; every failing-th throws.
 void bind_pool(py::module_& m) {
   m.def(
@@ -133,6 +143,7 @@ PYBIND11_MODULE(_C, m) {
   fastpower::bind_machine(m);
   fastpower::bind_linear(m);
   fastpower::bind_pool(m);
+  fastpower::bind_checksum(m);
   fastpower::bind_quantised(m);
   fastpower::bind_sampling(m);
   fastpower::bind_books(m);

@@ -155,6 +155,10 @@ void PrefixTree::evict(const std::vector<int32_t>& victims) noexcept {
   for (const int32_t node : victims) remove_leaf(node);
 }
 
+void PrefixTree::clear() noexcept {
+  while (!leaves_.empty()) remove_leaf(leaves_.begin()->second);
+}
+
 int64_t PrefixTree::evictable() const {
   if (leaves_.empty()) return 0;
   std::vector<int32_t> doomed(nodes_.size(), 0);

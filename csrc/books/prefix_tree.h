@@ -35,6 +35,7 @@ class PrefixTree {
   // nothing.
   std::vector<int32_t> victims(int64_t most) const;
   void evict(const std::vector<int32_t>& victims) noexcept;
+  void clear() noexcept;      // everything; sequences that share pages keep theirs
   int64_t evictable() const;  // how many pages victims() can find
 
   int64_t size() const { return static_cast<int64_t>(nodes_.size() - free_nodes_.size()); }  // pages held

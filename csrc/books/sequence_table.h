@@ -78,6 +78,9 @@ class SequenceTable {
   void remember(int64_t sequence, const int32_t* tokens, int64_t n);
   int64_t match(const int32_t* tokens, int64_t n, int64_t* length);
   void forget();
+  void forget_all() noexcept {
+    prefixes_.clear();
+  }  // also what sequences hold: nothing can be matched any more
 
   int64_t page_size() const { return page_size_; }
   int64_t num_pages() const { return pool_.num_pages(); }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <vector>
 
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
@@ -59,6 +60,34 @@ void copy_memory(void* target, const void* source, int64_t bytes) {
     std::memcpy(static_cast<char*>(target) + start, static_cast<const char*>(source) + start,
                 std::min(kTask, bytes - start));
   });
+}
+
+uint64_t checksum(const void* data, int64_t bytes) {
+  const char* const begin = static_cast<const char*>(data);
+  const int64_t tasks = (bytes + kTask - 1) / kTask;
+  std::vector<uint64_t> sums(static_cast<size_t>(tasks));
+  // Polynomials in an odd number, eight side by side: a word that changes, or two that change places, change
+  // the sum.
+  constexpr uint64_t kFactor = 0x9E3779B97F4A7C15u;
+  parallel_for(tasks, [&](int64_t task) {
+    const char* at = begin + task * kTask;
+    const int64_t n = std::min(kTask, bytes - task * kTask);
+    uint64_t sum[8] = {1, 2, 3, 4, 5, 6, 7, 8}, word[8];
+    int64_t i = 0;
+    for (; i + 64 <= n; i += 64) {
+      std::memcpy(word, at + i, 64);
+      for (int j = 0; j < 8; ++j) sum[j] = sum[j] * kFactor + word[j];
+    }
+    std::memset(word, 0, sizeof word);
+    std::memcpy(word, at + i, static_cast<size_t>(n - i));
+    for (int j = 0; j < 8; ++j) sum[j] = sum[j] * kFactor + word[j];
+    uint64_t total = 0;
+    for (const uint64_t part : sum) total = total * kFactor + (part ^ part >> 29);
+    sums[static_cast<size_t>(task)] = total;
+  });
+  uint64_t total = static_cast<uint64_t>(bytes);
+  for (const uint64_t part : sums) total = total * kFactor + (part ^ part >> 29);
+  return total;
 }
 
 }  // namespace fastpower

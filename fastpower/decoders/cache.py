@@ -193,6 +193,10 @@ class PagedCache:
         """Give back every remembered page that no sequence holds."""
         self._books.forget()
 
+    def forget_all(self) -> None:
+        """Forget every remembered prefix: nothing can be matched any more, and sequences keep the pages they hold."""
+        self._books.forget_all()
+
     # ---------------------------------------------------------------------------------------- for the kernels
 
     def page_tables(self, sequences: Handles) -> tuple[torch.Tensor, torch.Tensor]:

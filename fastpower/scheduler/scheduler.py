@@ -18,16 +18,18 @@ import operator
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from fastpower.chains.chain import Chain, Ticket
+from fastpower.chains.chain import Chain
 from fastpower.chains.job import Finished, Job
-from fastpower.chains.requests import Branch, Request, Rollout, Score
+from fastpower.chains.requests import Branch, Rollout, Score
 from fastpower.decoders.base import Decoder, TokenDraws
 from fastpower.errors import CacheFull, InvalidLogits
 from fastpower.scheduler.batch import Batch
 from fastpower.scheduler.lanes import Lane, Member
+from fastpower.scheduler.port import SchedulerPort
 from fastpower.scheduler.residence import Residence
 from fastpower.scheduler.running import Live, Running
 from fastpower.scheduler.scoring import Scoring, score_together
+from fastpower.scheduler.turns import Turns
 
 # Up to so many rows a step costs little more than with one, because it waits for the weights (docs/results.md).
 _CHEAP_ROWS = 8
@@ -52,35 +54,6 @@ class Totals:
         self.rows += rows
         self.tokens += tokens
         self.draws += draws
-
-
-class _Port:
-    """The scheduler as its chains see it (``chains.chain.Port``)."""
-
-    __slots__ = ("_running", "decoder", "idle_rows")
-
-    def __init__(self, decoder: Decoder, running: Running, idle_rows: Callable[[int], int]) -> None:
-        self.decoder = decoder
-        self.idle_rows = idle_rows
-        self._running = running
-
-    @property
-    def eos_ids(self) -> frozenset[int]:
-        return self.decoder.eos_ids
-
-    @property
-    def max_length(self) -> int:
-        return self.decoder.max_length
-
-    @property
-    def vocab_size(self) -> int:
-        return self.decoder.vocab_size
-
-    def submit(self, chain: Chain, request: Request) -> Ticket:
-        return self._running.submit(chain, request)
-
-    def cancelled(self, ticket: Ticket) -> None:
-        self._running.cancelled = True
 
 
 class Scheduler:
@@ -120,8 +93,10 @@ class Scheduler:
         self.residence = Residence(decoder, resume=resume)
         self.totals = Totals()
         self.unfinished: list[Finished] = []
+        self._turns = Turns.of(decoder)
+        self._starved = False  # the cache is full of what other threads' runs hold
         self._running = Running()
-        self._port = _Port(decoder, self._running, self._idle_rows)
+        self._port = SchedulerPort(decoder, self._running, self._idle_rows)
         self._lanes: list[Lane] = []
         self._parked: list[Lane] = []
         self._open: dict[tuple[int, int], Lane] = {}  # (id of parent, length) → lane that has not drawn yet
@@ -146,29 +121,41 @@ class Scheduler:
         queue = iter(jobs)
         self._exhausted = ended = False
         self.residence.running = True
+        turn = contextlib.ExitStack()
+        turn.enter_context(self._turns.run())
+        with self._turns.lock:
+            refresh = getattr(self.decoder, "refresh", None)
+            if refresh is not None and self._turns.alone():
+                refresh()  # what was remembered of other weights is forgotten
         try:
             while True:
                 joining = not ended and not (self.lock_step and self.live)
                 while joining and len(self.live) < self.max_chains and len(self._lanes) < self.max_rows:
-                    job = next(queue, _END)
+                    job = next(queue, _END)  # which may wait: it is nobody's turn meanwhile
                     ended = job is _END
                     self._exhausted = ended or job is None
                     joining = not self._exhausted
                     if isinstance(job, Job):
-                        self._begin(job)
-                        self._running.advance()
+                        with self._turns.lock:
+                            self._begin(job)
+                            self._running.advance()
                 yield from self._running.finished()
                 if not self.live:
                     if ended:
                         return
                     continue
-                self._step()
-                self._running.advance()
-                if self.on_step is not None:
-                    self.on_step(self)
+                with self._turns.lock:
+                    self._step()
+                    self._running.advance()
+                    if self.on_step is not None:
+                        self.on_step(self)
+                if self._starved:
+                    self._turns.wait()
                 yield from self._running.finished()
         finally:
-            self._abandon()
+            with self._turns.lock:
+                self._abandon()
+            turn.close()
 
     def end(self, job: Job) -> None:
         """End a job between two steps (from ``on_step``): it finishes as far as it got, ``complete`` being False, or
@@ -277,6 +264,7 @@ class Scheduler:
     # -- one decode step ---------------------------------------------------------------------------------------
 
     def _step(self) -> None:
+        self._starved = False
         if self.residence.flush():
             self._pressed = False
         self._forget_cancelled()
@@ -289,6 +277,9 @@ class Scheduler:
             except CacheFull as full:
                 if self._make_room(1):
                     continue
+                self._starved = not self._turns.alone() and self._turns.wait(0.0)
+                if self._starved:
+                    return
                 [lane] = self._lanes
                 self._lanes = []
                 self._close(lane)

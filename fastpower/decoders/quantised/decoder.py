@@ -53,6 +53,10 @@ class QuantisedDecoder(TransformersDecoder):
         """Bytes of weights that a step reads, as they are packed."""
         return self.weights.step_bytes
 
+    def refresh(self) -> bool:
+        """False: these weights are the decoder's own, and nobody else can write to them."""
+        return False
+
     def forget(self) -> None:
         """Forget every remembered prefix. Raises ValueError while sequences are held."""
         self._refuse_held()

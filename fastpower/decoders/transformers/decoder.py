@@ -27,6 +27,7 @@ from fastpower.decoders.transformers.fused import FusedForward
 from fastpower.decoders.transformers.layout import KVLayout, kv_layout, refuse_by_config, refuse_by_placement
 from fastpower.decoders.transformers.packing import PackedBatch, Packer
 from fastpower.decoders.transformers.substitution import Substitution
+from fastpower.decoders.transformers.weights import state_of
 from fastpower.kernels.dispatch import pick, resolve
 from fastpower.models import memory
 from fastpower.models.prompts import prompt_tokens
@@ -97,6 +98,7 @@ class TransformersDecoder:
             if self._fused is None:
                 self._substitution.accelerate()
         self.cache = paged_cache(layout, cache_tokens, memory_fraction, page_size)
+        self._weights = state_of(model)
         self._compiled: CompiledDecode | None = None
         if compile:
             self._compiled = CompiledDecode(model, self.cache, backend, "inductor" if compile is True else compile)
@@ -140,17 +142,38 @@ class TransformersDecoder:
         if there is none. To have logits, feed at least one more token: match ``tokens[:-1]``."""
         return self.cache.match(np.asarray([] if self._hooked else tokens, np.int64))
 
-    def forget(self) -> None:
-        """After changing the model's weights: pack them again and forget every remembered prefix.
+    def refresh(self) -> bool:
+        """Whether the model's weights (or its modules) are others than before; then everything that was derived from
+        them goes: packed weights are packed again, remembered prefixes forgotten.
 
-        A weight written by torch's own operations is packed again at the next prompt without this call; one written
-        through ``.data``, numpy or a pointer is not, and remembered K/V never go by themselves. Raises ValueError,
-        nothing changed, while sequences are held: their K/V belong to the old weights.
+        A scheduler asks at the start of every run. Whatever wrote to the weights is seen: optimizers,
+        ``load_state_dict`` (with ``assign``, too), adapters that merge, ``.data``, NumPy. Costs a read of the weights.
+        """
+        now = state_of(self.model)
+        if now == self._weights:
+            return False
+        self._weights = now
+        self._derive()
+        return True
+
+    def forget(self) -> None:
+        """Pack the weights again and forget every remembered prefix, whether or not the weights have changed.
+
+        Raises ValueError, nothing changed, while sequences are held: their K/V belong to the old weights.
         """
         self._refuse_held()
-        self.cache.forget()
+        self._weights = state_of(self.model)
+        self._derive()
+
+    def _derive(self) -> None:
+        """What is made of the weights, made again."""
+        self.cache.forget_all()
         if self._fused is not None:
-            self._fused = FusedForward(self.model)
+            self._fused = FusedForward.of(self.model)  # None where modules were exchanged for others
+            if self._fused is None:
+                self._substitution = Substitution(self.model)
+                self._substitution.accelerate()
+                return
         self._substitution.repack()
 
     def _refuse_held(self) -> None:

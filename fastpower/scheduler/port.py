@@ -1,0 +1,39 @@
+"""What chains may ask of the scheduler that runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fastpower.chains.chain import Chain, Ticket
+from fastpower.chains.requests import Request
+from fastpower.decoders.base import Decoder
+from fastpower.scheduler.running import Running
+
+
+class SchedulerPort:
+    """The scheduler as its chains see it (``chains.chain.Port``)."""
+
+    __slots__ = ("_running", "decoder", "idle_rows")
+
+    def __init__(self, decoder: Decoder, running: Running, idle_rows: Callable[[int], int]) -> None:
+        self.decoder = decoder
+        self.idle_rows = idle_rows
+        self._running = running
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        return self.decoder.eos_ids
+
+    @property
+    def max_length(self) -> int:
+        return self.decoder.max_length
+
+    @property
+    def vocab_size(self) -> int:
+        return self.decoder.vocab_size
+
+    def submit(self, chain: Chain, request: Request) -> Ticket:
+        return self._running.submit(chain, request)
+
+    def cancelled(self, ticket: Ticket) -> None:
+        self._running.cancelled = True
