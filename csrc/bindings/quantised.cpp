@@ -3,6 +3,7 @@
 #include <string>
 
 #include "bindings/module.h"
+#include "cpu/sizes.h"
 
 namespace py = pybind11;
 
@@ -14,6 +15,8 @@ Linear quantised_of(int64_t type, int64_t in, int64_t out, uintptr_t panels, uin
     throw std::invalid_argument("in must be a positive multiple of " + std::to_string(file_block(format)) +
                                 " for type " + std::to_string(type) + ", got " + std::to_string(in));
   if (out < 1) throw std::invalid_argument("out must be at least 1, got " + std::to_string(out));
+  product(
+      {product({in, int64_t{4}}), out + 64});  // more than panels or floats take: an overflow is found here
   return {Dtype::float32, in, out, pointer<const void>(panels), pointer<const float>(bias), format};
 }
 

@@ -177,6 +177,24 @@ def test_bad_input_is_named():
         quantise(torch.full((1, 32), float("inf")), "Q4_0")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ((9, 32, 1), "type 9 is not one of Q4_0"),
+        ((8, 33, 1), "in must be a positive multiple of 32 for type 8, got 33"),
+        ((12, 32, 1), "in must be a positive multiple of 256 for type 12, got 32"),
+        ((8, 0, 1), "in must be a positive"),
+        ((8, 32, 0), "out must be at least 1, got 0"),
+        ((8, 2**40, 2**40), "its sizes overflow"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused_by_the_extension(arguments, match):
+    from fastpower import _C
+
+    with pytest.raises((ValueError, OverflowError), match=match):
+        _C.quantised_bytes(*arguments)
+
+
 def test_out_dtype_follows_the_rows():
     weight = weights("Q4_0", 3, 2)
     packed, x = pack_linear(weight), rows(2, 64)
