@@ -40,7 +40,7 @@ OTHERS = (
     "tests/kernels/test_direct.py",
 )
 #: the oldest releases that pyproject.toml allows; of the rest, what then fits
-OLDEST = ("transformers==5.17.0", "torch==2.11.0", "triton==3.6.0", "lm-eval==0.4.9", "ray[data]==2.40.0")
+OLDEST = ("transformers==5.17.0", "torch==2.11.0", "triton==3.6.0", "lm-eval==0.4.10", "ray[data]==2.40.0")
 NEWEST = ("transformers", "torch", "triton", "lm-eval", "ray[data]")
 
 
