@@ -30,11 +30,11 @@ import numpy as np
 import fastpower
 from fastpower.evaluate.engine import local_engine
 from fastpower.evaluate.evaluation import Evaluation, evaluate
-from fastpower.evaluate.methods import parse_methods
 from fastpower.evaluate.runs import read_config, read_records
 from fastpower.evaluate.statistics import paired_bootstrap
 from fastpower.evaluate.tasks import load_task
 from fastpower.samplers import Plain, PowerSMC
+from fastpower.samplers.methods import parse_methods
 
 BARE = "mh(skip=False,early_rejection=False)"
 METHODS = f"plain,low_temperature,mh,egps,ec_mh,smc(particles=32,block=64),{BARE},mtm"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import operator
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -15,7 +18,8 @@ from fastpower.language_model import LanguageModel, load
 from fastpower.models.prompts import as_prompts
 from fastpower.progress import Progress
 from fastpower.results import Result, Results
-from fastpower.samplers import MetropolisHastings
+from fastpower.samplers import METHODS, MetropolisHastings, Plain
+from fastpower.samplers.methods import parse_methods, sampler_named
 from fastpower.scheduler import Scheduler
 
 
@@ -124,7 +128,7 @@ def require_end(model: LanguageModel, horizon: int) -> None:
 def stream(
     model: Any,
     prompts: str | Iterable[Any],
-    sampler: Sampler | None = None,
+    sampler: Sampler | str | None = None,
     *,
     seed: int = 0,
     chains: int = 1,
@@ -134,13 +138,86 @@ def stream(
     progress: bool | Callable[[Scheduler], None] = False,
     **scheduler_options: Any,
 ) -> Iterator[Result]:
-    """Like ``generate``, yielding each answer as soon as it is finished."""
+    """Like ``generate``, yielding each answer as soon as it is finished.
+
+    Warning:
+        Answers do not finish in a fair order: short ones come first. Whoever takes the first few and stops has a sample
+        that favours them; a warning says so when that happens. Take all, or ask for fewer.
+    """
+    sampler, scheduler_options = _asked(sampler, scheduler_options)
     language_model = load(model)
-    sampler = sampler or MetropolisHastings()
     options: dict[str, Any] = {"seed": seed, "chains": chains, "prompt_ids": prompt_ids, "fixed_length": fixed_length}
     jobs = plan(language_model, prompts, sampler, **options)
-    for _, result in run_jobs(language_model, jobs, max_rows=max_rows, progress=progress, **scheduler_options):
-        yield result
+    given = 0
+    try:
+        for _, result in run_jobs(language_model, jobs, max_rows=max_rows, progress=progress, **scheduler_options):
+            given += 1
+            yield result
+    except GeneratorExit:
+        if 0 < given < len(jobs):
+            warnings.warn(
+                f"stream was left after {given} of {len(jobs)} answers: short answers finish first, so these are no "
+                "fair sample of p^alpha. Take all of them, or ask for fewer",
+                stacklevel=2,
+            )
+        raise
+
+
+#: what other libraries call things, or what power sampling does not have, and what to do instead
+_ELSEWHERE = (
+    {
+        "temperature": 'p^alpha is not a temperature: set alpha (and "low_temperature" draws at temperature 1/alpha)',
+        "max_tokens": "the horizon is called max_new_tokens",
+        "max_length": "the horizon is called max_new_tokens, and counts new tokens only",
+        "n": "independent answers per prompt are called chains",
+        "num_return_sequences": "independent answers per prompt are called chains",
+        "batch_size": "rows of one decode batch are called max_rows",
+        "system": 'give a conversation: [{"role": "system", …}, {"role": "user", …}]',
+        "tokenizer": "give it to fastpower.load(model, tokenizer)",
+    }
+    | dict.fromkeys(
+        ("stop", "stop_strings", "stop_token_ids", "until", "eos_token_id"),
+        "answers end at the model's end-of-sequence tokens (model.decoder.eos_ids) or at the horizon, over which "
+        "p^alpha is defined; cut the finished text yourself",
+    )
+    | dict.fromkeys(
+        (
+            "top_p",
+            "top_k",
+            "min_p",
+            "typical_p",
+            "repetition_penalty",
+            "logit_bias",
+            "logits_processor",
+            "do_sample",
+            "num_beams",
+        ),
+        "it would change the distribution that is sampled; alpha alone sharpens it",
+    )
+)
+
+
+def _asked(sampler: Sampler | str | None, options: dict[str, Any]) -> tuple[Sampler, dict[str, Any]]:
+    """The sampler, and the scheduler's share of a call's further options; the rest are settings of a named sampler."""
+    known = inspect.signature(Scheduler).parameters.keys() - {"decoder", "max_rows", "on_step"}
+    settings = {name: value for name, value in options.items() if name not in known}
+    scheduler_options = {name: value for name, value in options.items() if name in known}
+    methods = parse_methods(sampler) if isinstance(sampler, str) else []
+    own = {field.name for method in methods for field in dataclasses.fields(METHODS.get(method.name, Plain))}
+    for name, value in settings.items():
+        if name in _ELSEWHERE and name not in own:
+            raise ValueError(f"{name} = {value!r}: {_ELSEWHERE[name]}")
+    if isinstance(sampler, str):
+        return sampler_named(sampler, **settings), scheduler_options
+    if settings:
+        raise ValueError(
+            f"unknown option {', '.join(settings)}: settings belong to a sampler, either a named one "
+            f'("mh", {next(iter(settings))}=…) or fastpower.make_sampler("mh", …); '
+            f"other options: {', '.join(sorted(known))}"
+        )
+    if sampler is not None and not (hasattr(sampler, "run") and hasattr(sampler, "target")):
+        raise ValueError(f'sampler must be a sampler or the name of one, such as "mh(moves=4)"; got {sampler!r}')
+    return sampler or MetropolisHastings(), scheduler_options
 
 
 def run_jobs(
@@ -179,7 +256,7 @@ def run_jobs(
 def generate(
     model: Any,
     prompts: str | Iterable[Any],
-    sampler: Sampler | None = None,
+    sampler: Sampler | str | None = None,
     *,
     seed: int = 0,
     chains: int = 1,
@@ -194,7 +271,9 @@ def generate(
     model       anything ``fastpower.load`` takes; None is the packaged model
     prompts     one text, conversation or list of token ids, or a sequence of such; ids also as NumPy arrays, tensors or
                 what a tokenizer returns
-    sampler     see ``fastpower.samplers``; default exact Metropolis–Hastings at alpha = 4
+    sampler     see ``fastpower.samplers``, or the name of one, "mh" or "mh(moves=4)", which means what it means on the
+                command line (alpha = 4, max_new_tokens = 512 unless set, here or beside it: ``alpha=2``); default exact
+                Metropolis–Hastings as in the paper: alpha = 4, a horizon of 3072, blocks of 192
     seed        with the prompt and the chain number it decides every draw: same seed, same answer, whatever else is
                 sampled beside it (bit for bit where ``model.decoder.batch_invariant``)
     chains      independent answers per prompt
@@ -209,8 +288,8 @@ def generate(
     computation; InvalidLogits or CacheFull after all other answers are finished (they are in the error's ``results``);
     Interrupted on Ctrl-C, with ``results`` finished so far.
     """
+    sampler, scheduler_options = _asked(sampler, scheduler_options)
     language_model = load(model)
-    sampler = sampler or MetropolisHastings()
     options: dict[str, Any] = {"seed": seed, "chains": chains, "prompt_ids": prompt_ids, "fixed_length": fixed_length}
     jobs = plan(language_model, prompts, sampler, **options)
     order = {id(job): i for i, job in enumerate(jobs)}

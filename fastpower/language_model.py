@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
 from fastpower.decoders.base import Decoder
 from fastpower.models import DEFAULT_MODEL, load_model, prompt_tokens
+from fastpower.models.prompts import TODAY, Question, as_prompt, check_tokens
 from fastpower.models.prompts import Prompt as Prompt
-from fastpower.models.prompts import Question, as_prompt, check_tokens
 
 if TYPE_CHECKING:
     import torch
@@ -21,13 +22,21 @@ class LanguageModel:
     """decoder: what samplers run on. tokenizer: of transformers, or None for a decoder with its own encode/decode.
 
     chat: True renders text prompts through the chat template, False takes them as they are, None (default) uses the
-    template where there is one.
+    template where there is one. today: the date, YYYY-MM-DD, for chat templates that write one; it is fixed,
+    so that tomorrow's answer is today's.
     """
 
     decoder: Decoder
     tokenizer: Any = None
     name: str = "model"
     chat: bool | None = None
+    today: str = TODAY
+
+    def __post_init__(self) -> None:
+        try:
+            date.fromisoformat(self.today)
+        except (TypeError, ValueError):
+            raise ValueError(f"today must be a date YYYY-MM-DD, got {self.today!r}") from None
 
     @property
     def uses_chat(self) -> bool:
@@ -50,7 +59,7 @@ class LanguageModel:
         """
         prompt = self.wording(prompt)
         if self.tokenizer is not None:
-            return prompt_tokens(self.tokenizer, prompt, chat=self.chat)
+            return prompt_tokens(self.tokenizer, prompt, chat=self.chat, today=self.today)
         if isinstance(prompt, str):
             ids = list(self.decoder.encode(prompt))
             if not ids:
@@ -77,6 +86,7 @@ def load(
     weights: str | None = None,
     device: str | torch.device | None = None,
     chat: bool | None = None,
+    today: str = TODAY,
     cache_tokens: int | None = None,
     decoder_options: Mapping[str, Any] | None = None,
     **kwargs: Any,
@@ -91,7 +101,7 @@ def load(
                      Qwen2, Qwen3, Gemma-3, on the CPU) to 8 or 4 bits and keep nothing else of them: 8.5 or 4.5 bits a
                      weight are held and read per step; answers are exact for the rounded model. ``dtype`` is then that
                      of K/V
-    chat             see LanguageModel
+    chat, today      see LanguageModel
     cache_tokens     tokens of K/V that the cache may hold; default: a quarter of the free memory
     decoder_options  for TransformersDecoder (page_size, backend, …)
 
@@ -105,7 +115,7 @@ def load(
     if isinstance(model, LanguageModel):
         return model
     if isinstance(model, Decoder):
-        return LanguageModel(model, tokenizer, type(model).__name__, chat)
+        return LanguageModel(model, tokenizer, type(model).__name__, chat, today)
     from fastpower.decoders.quantised.loading import gguf_files, open_gguf, quantise_model
     from fastpower.decoders.transformers import TransformersDecoder
 
@@ -117,15 +127,15 @@ def load(
         raise ValueError(f"{sorted(kwargs)} cannot be applied to a model that is already loaded")
     if weights is not None:
         rounded = quantise_model(model, tokenizer, weights, dtype=dtype, device=device, options=options, **kwargs)
-        return LanguageModel(rounded, rounded.tokenizer, name, chat)
+        return LanguageModel(rounded, rounded.tokenizer, name, chat, today)
     if files is not None:
         direct = open_gguf(files, dtype=dtype, device=device, options=options, kwargs=kwargs)
         if direct is not None:
-            return LanguageModel(direct, direct.tokenizer, name, chat)
+            return LanguageModel(direct, direct.tokenizer, name, chat, today)
     if by_name:
         model, tokenizer = load_model(model, dtype=dtype, device=device, **kwargs)
     decoder = TransformersDecoder(model, tokenizer, cache_tokens=cache_tokens, **(decoder_options or {}))
-    return LanguageModel(decoder, tokenizer, name, chat)
+    return LanguageModel(decoder, tokenizer, name, chat, today)
 
 
 def _name(model: Any) -> str:

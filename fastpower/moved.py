@@ -22,6 +22,7 @@ MOVED = {
     "fastpower.engine": "fastpower.decoders.transformers.packed_linear",
     "fastpower.evaluate.graders": "fastpower.evaluate.grading.graders",
     "fastpower.evaluate.items": "fastpower.evaluate.engine",
+    "fastpower.evaluate.methods": "fastpower.samplers.methods",
     "fastpower.evaluate.lm_eval": "fastpower.integrations.lm_eval",
     "fastpower.islands": "fastpower.samplers.islands",
     "fastpower.jobs": "fastpower.chains.job",

@@ -18,12 +18,12 @@ from fastpower import generate, make_sampler, stream
 from fastpower.chains.job import prompt_id
 from fastpower.evaluate.engine import local_engine
 from fastpower.evaluate.evaluation import Evaluation, evaluate
-from fastpower.evaluate.methods import Method
 from fastpower.evaluate.runs import read_records
 from fastpower.generation import plan
 from fastpower.language_model import LanguageModel
 from fastpower.results import Results
 from fastpower.samplers.islands import combine, split
+from fastpower.samplers.methods import Method
 from tests.evaluate.toys import toy_model, toy_task
 
 SAMPLER = make_sampler("mh", alpha=2.5, max_new_tokens=11, moves=2, block=4)
@@ -235,3 +235,71 @@ def test_lm_eval_gives_what_generate_does() -> None:
     requests = [Instance("generate_until", {}, (text, options), i, ("toy", i, 1)) for i, text in enumerate(texts)]
     found = model.generate_until(requests, disable_tqdm=True)
     assert found == [r.text for r in generate(toy_model(), texts, SAMPLER, seed=3)]
+
+
+# -- samplers by name, and what a call does not have ------------------------------------------------------------------
+
+
+def test_a_sampler_by_name_is_the_sampler() -> None:
+    expected = [plain(r) for r in generate(toy_model(), ["1 2"], SAMPLER, seed=3)]
+    for sampler, settings in [
+        ("mh(alpha=2.5,max_new_tokens=11,moves=2,block=4)", {}),
+        ("mh", {"alpha": 2.5, "max_new_tokens": 11, "moves": 2, "block": 4}),
+        ("mh(moves=2,block=4)", {"alpha": 2.5, "max_new_tokens": 11, "moves": 7}),  # what the name says comes first
+    ]:
+        options: Any = settings
+        assert [plain(r) for r in generate(toy_model(), ["1 2"], sampler, seed=3, **options)] == expected
+        assert [plain(r) for r in stream(toy_model(), ["1 2"], sampler, seed=3, **options)] == expected
+
+
+@pytest.mark.parametrize("spec", ["mh", "mh(moves=2)", "low-temperature", "smc(particles=3)", "best_of_n(n=2)"])
+def test_names_mean_the_same_by_every_door(spec: str) -> None:
+    from fastpower.cli import build_parser
+    from fastpower.commands.options import sampler_from
+    from fastpower.integrations.transformers import _sampler
+    from fastpower.samplers.methods import parse_methods, sampler_named
+
+    expected = sampler_named(spec, alpha=2.5, max_new_tokens=16)
+    command = build_parser().parse_args(["sample", "x", "--method", spec, "--alpha", "2.5", "--max-new-tokens", "16"])
+    assert sampler_from(command) == expected  # sample
+    [method] = parse_methods(spec)
+    assert method.sampler(2.5, 16, {"block": None, "moves": None}) == expected  # compare, eval
+    assert _sampler(spec, 2.5, 16, block=None, moves=None) == expected  # custom_generate
+
+
+@pytest.mark.parametrize(
+    "options, error",
+    [
+        ({"stop": ["\n"]}, "stop = .*answers end at the model's end-of-sequence tokens"),
+        ({"temperature": 0.7}, "temperature = 0.7: p.alpha is not a temperature: set alpha"),
+        ({"top_p": 0.9}, "would change the distribution"),
+        ({"max_tokens": 9}, "called max_new_tokens"),
+        ({"n": 4}, "called chains"),
+        ({"moves": 4}, r'unknown option moves: settings belong to a sampler, either a named one \("mh", moves=…\)'),
+        ({"sampler": "mhh"}, "unknown method 'mhh'.*did you mean 'mh'"),
+        ({"sampler": "mh", "movs": 3}, "no setting 'movs'.*did you mean 'moves'"),
+        ({"sampler": "mh,plain"}, "names 2 methods where one sampler is needed"),
+        ({"sampler": 4.0}, "sampler must be a sampler or the name of one"),
+    ],
+)
+def test_options_that_a_call_does_not_have_say_what_to_do(options: Any, error: str) -> None:
+    for door in (generate, lambda *a, **k: next(stream(*a, **k))):
+        with pytest.raises(ValueError, match=error):
+            door(toy_model(), ["1"], **options)
+    settings: Any = {"n": 2, "max_new_tokens": 5}
+    assert len(generate(toy_model(), ["1"], "best_of_n", **settings)) == 1  # its own n
+
+
+@pytest.mark.parametrize("prompt, kept", [("1 2", "1 2"), (CONVERSATION, CONVERSATION), (np.array(IDS), IDS)])
+def test_a_result_carries_its_prompt(prompt: Any, kept: Any) -> None:
+    import json
+
+    [result] = generate(chat_model(), prompt, SAMPLER)
+    assert result.prompt == kept and json.loads(json.dumps(result.to_dict()))["prompt"] == kept
+
+
+def test_a_stream_that_is_left_early_warns_that_short_answers_come_first() -> None:
+    running = stream(toy_model(), ["1 2"], SAMPLER, chains=4)
+    next(running)
+    with pytest.warns(UserWarning, match="left after 1 of 4 answers: short answers finish first"):
+        running.close()  # type: ignore[attr-defined]

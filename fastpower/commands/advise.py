@@ -61,10 +61,10 @@ def run(args: argparse.Namespace) -> int:
     from fastpower.evaluate.advice import predict, verdict
     from fastpower.evaluate.engine import local_engine
     from fastpower.evaluate.evaluation import Evaluation, evaluate
-    from fastpower.evaluate.methods import parse_methods, parse_options
     from fastpower.evaluate.runs import read_records
     from fastpower.evaluate.statistics import accuracy
     from fastpower.evaluate.tasks import is_procedural, load_task
+    from fastpower.samplers.methods import parse_methods, parse_options
 
     if args.task is None:
         raise ValueError("--task is needed: for example --task arithmetic")

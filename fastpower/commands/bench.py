@@ -53,7 +53,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    from fastpower.evaluate.methods import parse_methods
+    from fastpower.samplers.methods import parse_methods
 
     batches = _batches(args.batches)
     if not args.seconds > 0:

@@ -44,8 +44,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    from fastpower.evaluate.methods import parse_methods
     from fastpower.generation import generate
+    from fastpower.samplers.methods import parse_methods
 
     prompts = [sys.stdin.read().strip() if prompt == "-" else prompt for prompt in args.prompts]
     if any(not prompt for prompt in prompts):

@@ -90,8 +90,8 @@ def run(args: argparse.Namespace) -> int:
 def evaluation_from(args: argparse.Namespace) -> Evaluation:
     """What the arguments ask for; data and settings are checked, the model is not touched."""
     from fastpower.evaluate.evaluation import Evaluation
-    from fastpower.evaluate.methods import parse_methods, parse_options
     from fastpower.evaluate.tasks import is_procedural, load_task
+    from fastpower.samplers.methods import parse_methods, parse_options
 
     options = args.task_options or {}
     options = dict(options) if isinstance(options, dict) else parse_options(options)

@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from fastpower.models.prompts import TODAY
+
 if TYPE_CHECKING:
     from fastpower.chains.chain import Sampler
     from fastpower.language_model import LanguageModel
@@ -31,6 +33,9 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, max_rows: int = 64) 
     )
     group.add_argument("--device", help="for example cuda; default: the CPU")
     group.add_argument("--raw", action="store_true", help="take prompts as plain text, without the chat template")
+    group.add_argument(
+        "--today", metavar="DATE", default=TODAY, help=f"date that a chat template may write (default {TODAY}, any day)"
+    )
     group.add_argument("--cache-tokens", type=int, metavar="N", help="tokens of K/V kept (default: by free memory)")
     group.add_argument(
         "--max-rows", type=int, default=max_rows, metavar="N", help=f"rows of one decode batch (default {max_rows})"
@@ -44,7 +49,7 @@ def add_sampler_arguments(
     """``task_defaults``: alpha and the horizon are None unless given, and their help says that the task decides."""
     group = parser.add_argument_group("sampler")
     if method:
-        group.add_argument("--method", default="mh", help="mh (default), plain, low_temperature, …")
+        group.add_argument("--method", default="mh", help="mh (default), plain, …, or with settings: mh(moves=4)")
     alpha, horizon = (None, None) if task_defaults else (4.0, max_new_tokens)
     says = ["the task's" if value is None else f"{value:g}" for value in (alpha, horizon)]
     group.add_argument("--alpha", type=float, default=alpha, help=f"exponent of p^alpha (default {says[0]})")
@@ -105,22 +110,24 @@ def load_from(args: argparse.Namespace) -> LanguageModel:
         weights=args.weights,
         device=args.device,
         chat=False if args.raw else None,
+        today=args.today,
         cache_tokens=args.cache_tokens,
     )
 
 
 def model_facts(args: argparse.Namespace) -> dict[str, Any]:
     """What identifies the model in a run folder: other numbers of it would be another model's."""
-    facts = {"name": args.model or "default", "dtype": args.dtype, "raw": args.raw}
+    facts = {"name": args.model or "default", "dtype": args.dtype, "raw": args.raw, "today": args.today}
     return facts | ({"weights": args.weights} if args.weights else {})
 
 
 def sampler_from(args: argparse.Namespace, method: str | None = None) -> Sampler:
     """The sampler that the arguments describe."""
     from fastpower.commands.presets import PRESETS
-    from fastpower.samplers import make_sampler
+    from fastpower.samplers.methods import parse_methods, sampler_named
 
+    spec = method or args.method
     settings = {name: value for name in ("block", "moves") if (value := getattr(args, name)) is not None}
-    if getattr(args, "preset", None) and PRESETS[args.preset].method == (method or args.method):
+    if getattr(args, "preset", None) and PRESETS[args.preset].method == parse_methods(spec)[0].name:
         settings = {**PRESETS[args.preset].settings, **settings}
-    return make_sampler(method or args.method, alpha=args.alpha, max_new_tokens=args.max_new_tokens, **settings)
+    return sampler_named(spec, alpha=args.alpha, max_new_tokens=args.max_new_tokens, **settings)

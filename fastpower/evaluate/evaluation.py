@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from fastpower.chains.job import Job
 from fastpower.evaluate.engine import Engine
-from fastpower.evaluate.methods import Method
 from fastpower.evaluate.runs import Run, check_writable, read_records
 from fastpower.evaluate.tasks import Problem, Task
 from fastpower.models.prompts import Question
+from fastpower.samplers.methods import Method
 
 if TYPE_CHECKING:
     from fastpower.chains.chain import Sampler

@@ -21,7 +21,7 @@ from fastpower.generation import generate
 from fastpower.interfaces import interface
 from fastpower.language_model import LanguageModel
 from fastpower.results import Results
-from fastpower.samplers import make_sampler
+from fastpower.samplers.methods import parse_methods, sampler_named
 
 with interface("transformers"):
     from transformers import Cache, __version__
@@ -64,7 +64,7 @@ def custom_generate(
 
         model.generate(**inputs, max_new_tokens=256, custom_generate=fastpower.custom_generate, alpha=4.0, seed=1)
 
-    sampler         a method's name (``fastpower.samplers.METHODS``) with alpha (default 4), block and moves; or a
+    sampler         a method's name, "mh" or "mh(moves=4)", with alpha (default 4), block and moves; or a
                     sampler, whose horizon is replaced by the call's. max_new_tokens is the horizon, part of the target
     seed            decides every draw together with the prompt; torch's generator is not used. Rows with equal
                     prompts are further chains (num_return_sequences, which transformers allows with do_sample=True)
@@ -110,7 +110,11 @@ def custom_generate(
 
 def _sampler(sampler: str | Sampler, alpha: float | None, horizon: int, **settings: int | None) -> Sampler:
     if isinstance(sampler, str):
-        return make_sampler(sampler, alpha=4.0 if alpha is None else alpha, max_new_tokens=horizon, **settings)
+        if any("max_new_tokens" in method.settings for method in parse_methods(sampler)):
+            raise ValueError(
+                f"sampler = {sampler!r} sets max_new_tokens, which is the call's own: {horizon}; leave it out"
+            )
+        return sampler_named(sampler, alpha=alpha, max_new_tokens=horizon, **settings)
     given = [name for name, value in {"alpha": alpha, **settings}.items() if value is not None]
     if given:
         raise ValueError(f"{', '.join(given)} cannot be given beside a sampler, which has its own: {sampler!r}")

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import Any
+
+from jinja2 import TemplateError
+
+#: the date of chat templates that write one, unless another is set; what Llama's fall back on
+TODAY = "2024-07-26"
+_NOW = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,14 +147,20 @@ def _message(message: Mapping[str, Any], name: str) -> dict[str, Any]:
     return plain
 
 
-def prompt_tokens(tokenizer: Any, prompt: Any, *, chat: bool | None = None) -> list[int]:
+def prompt_tokens(tokenizer: Any, prompt: Any, *, chat: bool | None = None, today: str = TODAY) -> list[int]:
     """Token ids of a prompt, ready to be continued.
 
-    prompt  text; or a conversation, [{"role": "user", "content": "…"}, …]; or token ids, which are returned as they are
-    chat    True: through the model's chat template, text being one user turn; False: plain text with the special
-            tokens that the tokenizer puts first by itself; None: True if the tokenizer has a template
+    Args:
+        tokenizer: Of transformers.
+        prompt: Text; or a conversation, [{"role": "user", "content": "…"}, …], whose last message is continued if it is
+            the assistant's; or token ids, which are returned as they are.
+        chat: True: through the model's chat template, text being one user turn; False: plain text with the special
+            tokens that the tokenizer puts first by itself, once; None: True if the tokenizer has a template.
+        today: The date, YYYY-MM-DD, of templates that write one: an answer must not depend on the day.
 
-    Raises ValueError for an empty prompt, and for a conversation or chat=True without a chat template.
+    Raises:
+        ValueError: What is no prompt, a conversation or chat=True without a chat template, or one that the template
+            refuses.
     """
     prompt = as_prompt(prompt)
     if chat is None:
@@ -154,14 +168,28 @@ def prompt_tokens(tokenizer: Any, prompt: Any, *, chat: bool | None = None) -> l
     if isinstance(prompt, Question):
         prompt = prompt.chat if chat else prompt.plain
     if isinstance(prompt, str):
-        if chat:
-            return _chat_tokens(tokenizer, [{"role": "user", "content": prompt}])
-        return list(tokenizer(prompt)["input_ids"])
+        return (
+            _chat_tokens(tokenizer, [{"role": "user", "content": prompt}], today)
+            if chat
+            else text_tokens(tokenizer, prompt)
+        )
     if isinstance(prompt[0], Mapping):
-        return _chat_tokens(tokenizer, list(prompt))
+        return _chat_tokens(tokenizer, list(prompt), today)
     ids = [int(token) for token in prompt]
     check_tokens(ids, len(tokenizer))
     return ids
+
+
+def text_tokens(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of plain text that is to be continued: with the special tokens that the tokenizer puts first, unless
+    the text begins with them, and without those that it puts last, which would end the text."""
+    whole = list(tokenizer(text)["input_ids"])
+    plain = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    for start in range(len(whole) - len(plain) + 1):
+        if whole[start : start + len(plain)] == plain:
+            first = whole[:start]
+            return plain if plain[: len(first)] == first else first + plain
+    return whole  # text is cut otherwise beside special tokens: nothing is known of what was put where
 
 
 def check_tokens(ids: Sequence[int], vocab_size: int) -> None:
@@ -170,9 +198,24 @@ def check_tokens(ids: Sequence[int], vocab_size: int) -> None:
         raise ValueError(f"prompt token ids must lie in [0, {vocab_size}); got {min(ids)} … {max(ids)}")
 
 
-def _chat_tokens(tokenizer: Any, messages: list[Any]) -> list[int]:
+def _chat_tokens(tokenizer: Any, messages: list[Any], today: str) -> list[int]:
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError(f"the tokenizer of {tokenizer.name_or_path!r} has no chat template; pass text and chat=False")
-    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    last = messages[-1]
+    continued = last["role"] == "assistant" and bool((last.get("content") or "").strip())
+    if last["role"] == "assistant" and not continued and "tool_calls" not in last:
+        messages = messages[:-1]  # an answer that has not begun is the turn that is opened anyway
+        if not messages:
+            raise ValueError("the conversation holds nothing but an empty answer: give at least one user message")
+    name, template = tokenizer.name_or_path, tokenizer.chat_template
+    options: dict[str, Any] = {"add_generation_prompt": not continued, "continue_final_message": continued}
+    if isinstance(template, str) and "strftime_now" in template:
+        day = date.fromisoformat(today)
+        # a function given to the template would not reach it: what it returns is written in the call's place
+        options["chat_template"] = _NOW.sub(lambda call: repr(day.strftime(call[2])), template)
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, **options)
+    except (TypeError, ValueError, KeyError, TemplateError) as error:
+        raise ValueError(f"the chat template of {name!r} refuses the conversation: {error}") from error
     # The template writes its own special tokens, first one included.
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])

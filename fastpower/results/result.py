@@ -42,6 +42,7 @@ class Result:
     #: what the batch saved this run; like forwards it depends on what ran beside it: shared_rows and
     #: shared_prefill_tokens (shared lanes), resumed_tokens (prefixes in the cache), prefetch_dropped_tokens (wasted)
     savings: dict[str, float] = field(default_factory=dict)
+    prompt: Any = None  #: as it was given: text, a conversation (list of messages), or token ids
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able dictionary."""
@@ -93,4 +94,5 @@ class Result:
                 "resumed_tokens": counts.resumed_tokens,
                 "prefetch_dropped_tokens": counts.prefetch_dropped_tokens,
             },
+            prompt=list(job.prompt) if isinstance(job.prompt, tuple) else job.prompt,
         )

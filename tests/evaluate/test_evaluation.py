@@ -18,11 +18,11 @@ from fastpower.chains.job import Job
 from fastpower.errors import PromptTooLong
 from fastpower.evaluate.engine import local_engine
 from fastpower.evaluate.evaluation import Evaluation, evaluate
-from fastpower.evaluate.methods import Method, parse_methods
 from fastpower.evaluate.runs import RunError, read_records
 from fastpower.evaluate.statistics import compute_matched_best_of_n
 from fastpower.evaluate.summary import summarise
 from fastpower.generation import prepare
+from fastpower.samplers.methods import Method, parse_methods
 from tests.evaluate.toys import toy_model, toy_task
 
 METHODS = parse_methods("plain,low_temperature,mh(moves=3,block=4),ec_mh(moves=2)")

@@ -14,12 +14,12 @@ import pytest
 
 from fastpower.evaluate.engine import local_engine
 from fastpower.evaluate.evaluation import Evaluation, evaluate
-from fastpower.evaluate.methods import parse_methods
 from fastpower.evaluate.report import charts, write_report
 from fastpower.evaluate.report.svg import Chart, log_ticks, ticks
 from fastpower.evaluate.runs import read_records
 from fastpower.evaluate.summary import summarise, wall_clock
 from fastpower.results import traces
+from fastpower.samplers.methods import parse_methods
 from tests.evaluate.toys import toy_model, toy_task
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

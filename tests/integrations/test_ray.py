@@ -17,9 +17,9 @@ ray = pytest.importorskip("ray")
 from fastpower.chains.job import prompt_id  # noqa: E402
 from fastpower.evaluate.engine import local_engine  # noqa: E402
 from fastpower.evaluate.evaluation import Evaluation, evaluate  # noqa: E402
-from fastpower.evaluate.methods import parse_methods  # noqa: E402
 from fastpower.integrations import ray as distributed  # noqa: E402
 from fastpower.language_model import LanguageModel  # noqa: E402
+from fastpower.samplers.methods import parse_methods  # noqa: E402
 from fastpower.target import PowerTarget  # noqa: E402
 from tests.evaluate.toys import toy_model, toy_task  # noqa: E402
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fastpower.cli import build_parser
-from fastpower.evaluate.methods import parse_methods
+from fastpower.samplers.methods import parse_methods
 from tests.project.code_blocks import ROOT, CodeBlock, code_blocks, commands, compiled, run_blocks
 
 PAGES = [ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

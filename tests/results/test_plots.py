@@ -15,10 +15,10 @@ from fastpower.cli import main  # noqa: E402
 from fastpower.commands import compare  # noqa: E402
 from fastpower.evaluate.engine import local_engine  # noqa: E402
 from fastpower.evaluate.evaluation import Evaluation, evaluate  # noqa: E402
-from fastpower.evaluate.methods import parse_methods  # noqa: E402
 from fastpower.evaluate.report import plots as run_plots  # noqa: E402
 from fastpower.evaluate.summary import summarise  # noqa: E402
 from fastpower.results import plots  # noqa: E402
+from fastpower.samplers.methods import parse_methods  # noqa: E402
 from tests.evaluate.toys import toy_model, toy_task  # noqa: E402
 
 MOVES = [

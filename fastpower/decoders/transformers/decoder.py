@@ -30,7 +30,7 @@ from fastpower.decoders.transformers.substitution import Substitution
 from fastpower.decoders.transformers.weights import state_of
 from fastpower.kernels.dispatch import pick, resolve
 from fastpower.models import memory
-from fastpower.models.prompts import prompt_tokens
+from fastpower.models.prompts import prompt_tokens, text_tokens
 
 
 class TransformersDecoder:
@@ -207,8 +207,8 @@ class TransformersDecoder:
     # --------------------------------------------------------------------------------------------------- text
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of plain text, with what the tokenizer puts first by itself (a BOS token, if it has one)."""
-        return list(self._tokenizer()(text)["input_ids"])
+        """Token ids of plain text, with what the tokenizer puts first by itself (a BOS token, if it has one), once."""
+        return text_tokens(self._tokenizer(), text)
 
     def encode_prompt(self, prompt: str | Sequence[Any], *, chat: bool | None = None) -> list[int]:
         """Token ids of a prompt through the chat template, if there is one; see ``fastpower.models.prompt_tokens``."""

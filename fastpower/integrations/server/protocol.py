@@ -18,9 +18,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from fastpower.chains.chain import Sampler
-from fastpower.evaluate.methods import Method, parse_methods
 from fastpower.integrations.server.engine import Budget
 from fastpower.samplers import METHODS
+from fastpower.samplers.methods import Method, parse_methods
 
 #: what the number behind a method's name is, as in ``smc-32``
 SIZE = {"smc": "particles", "pimh": "particles", "csmc": "particles", "mtm": "tries", "best_of_n": "n"}

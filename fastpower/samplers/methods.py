@@ -101,3 +101,27 @@ def parse_options(text: str) -> dict[str, Any]:
         except (ValueError, SyntaxError):
             options[key.strip()] = {"true": True, "false": False}.get(value.strip().lower(), value.strip())
     return options
+
+
+def sampler_named(
+    spec: str, *, alpha: float | None = None, max_new_tokens: int | None = None, **settings: Any
+) -> Sampler:
+    """The sampler that a text such as ``"mh"`` or ``"mh(moves=4,alpha=2)"`` means, the same by every door.
+
+    Args:
+        spec: One method, as ``parse_methods`` reads it.
+        alpha: Exponent where the text sets none; default 4.
+        max_new_tokens: Horizon where the text sets none; default 512.
+        **settings: The method's other settings, where the text does not set them; None keeps the default.
+
+    Raises:
+        ValueError: No method or several, unknown ones, settings that the method does not have.
+    """
+    from fastpower.samplers import make_sampler
+
+    methods = parse_methods(spec)
+    if len(methods) != 1:
+        raise ValueError(f"{spec!r} names {len(methods)} methods where one sampler is needed")
+    given = {"alpha": alpha, "max_new_tokens": max_new_tokens, **settings} | dict(methods[0].settings)
+    given = {name: value for name, value in given.items() if value is not None}
+    return make_sampler(methods[0].name, **given)
