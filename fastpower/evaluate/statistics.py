@@ -6,6 +6,7 @@ problems. Records are dictionaries with at least ``problem``, ``correct``, ``ans
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -115,6 +116,11 @@ def paired_bootstrap(
     shared = [name for name in a if name in b]
     if not shared:
         raise ValueError("paired_bootstrap: the two methods share no problem")
+    if len(shared) < 20:
+        warnings.warn(
+            f"a bootstrap over {len(shared)} problems: below 20 its intervals are too narrow; use more problems",
+            stacklevel=2,
+        )
     gaps = np.array([a[name] - b[name] for name in shared])
     generator = np.random.default_rng(seed)
     means = np.empty(resamples)
@@ -122,7 +128,8 @@ def paired_bootstrap(
         stop = min(start + 256, resamples)
         means[start:stop] = gaps[generator.integers(0, len(gaps), size=(stop - start, len(gaps)))].mean(axis=1)
     low, high = np.quantile(means, [0.025, 0.975])
-    tail = min(float((means <= 0).mean()), float((means >= 0).mean()))
+    # the observed data are one more resample: a p-value of 0 cannot come from finitely many
+    tail = (min(int((means <= 0).sum()), int((means >= 0).sum())) + 1) / (resamples + 1)
     return Difference(float(gaps.mean()), float(low), float(high), min(1.0, 2.0 * tail), len(shared))
 
 

@@ -154,7 +154,8 @@ def savings(results: Sequence[Result]) -> dict[str, float]:
 def summary(results: Sequence[Result]) -> dict[str, Any]:
     """The main numbers of all that, JSON-able. Raises ValueError for results of several methods, or none.
 
-    ``rhat`` is the worst of the prompts', None where it cannot be computed; ``log_z`` is per prompt, with its standard
+    ``rhat`` is the worst of the prompts' (infinite where chains stand still at different answers), None where it cannot
+    be computed; ``log_z`` is per prompt, with its standard
     error (None for a single run); ``least_ess`` is
     the smallest effective sample size as a share of the particles, None for methods without.
     """
@@ -162,7 +163,7 @@ def summary(results: Sequence[Result]) -> dict[str, Any]:
     if len(methods) != 1:
         raise ValueError(f"summary takes the results of one method, got {', '.join(methods) or 'none'}")
     try:
-        values = [value for value in rhat(results).values() if math.isfinite(value)]
+        values = [value for value in rhat(results).values() if not math.isnan(value)]
         worst = max(values, default=None)
     except ValueError:
         worst = None

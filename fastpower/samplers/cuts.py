@@ -23,6 +23,12 @@ Bound = Callable[[float], float]
 class CutLaw:
     """A law of cut positions given an answer's entropies."""
 
+    @property
+    def irreducible(self) -> bool:
+        """Whether moves can lead from any answer to any other; a law of which that is not known says False, and results
+        are not marked exact."""
+        return True
+
     def probabilities(self, entropy: Array, horizon: int) -> Array:
         """(n,) λ(m | x) for an answer with entropies (n,) nats, n ≥ 1. A sum below 1 leaves the rest to no move."""
         raise TypeError(f"{type(self).__name__} must define probabilities(entropy, horizon)")
@@ -133,6 +139,10 @@ class EntropyThresholdCut(CutLaw):
         if self.window < 0:
             raise ValueError(f"window must be ≥ 0 tokens, got {self.window}")
 
+    @property
+    def irreducible(self) -> bool:
+        return self.epsilon > 0.0 or self.threshold == 0.0  # else positions below the threshold never change
+
     def _near(self, entropy: Array) -> NDArray[np.bool_]:
         near = entropy >= self.threshold
         decision = near.copy()
@@ -172,6 +182,10 @@ class EntropyQuantileCut(CutLaw):
         if not 0.0 <= self.quantile <= 1.0:
             raise ValueError(f"quantile must lie in [0, 1], got {self.quantile}")
 
+    @property
+    def irreducible(self) -> bool:
+        return self.epsilon > 0.0 or self.quantile == 0.0  # else positions below the quantile may never change
+
     def probabilities(self, entropy: Array, horizon: int) -> Array:
         return _mixed((entropy >= np.quantile(entropy, self.quantile)).astype(float), self.epsilon)
 
@@ -188,6 +202,10 @@ class MixtureCut(CutLaw):
             raise ValueError(f"laws and shares must pair up, got {len(self.laws)} laws and {len(self.shares)} shares")
         if not all(share > 0.0 for share in self.shares):
             raise ValueError(f"shares must be > 0, got {self.shares}")
+
+    @property
+    def irreducible(self) -> bool:
+        return any(law.irreducible for law in self.laws)  # one way from anywhere to anywhere is enough
 
     def probabilities(self, entropy: Array, horizon: int) -> Array:
         total = sum(self.shares)

@@ -31,6 +31,8 @@ class EntropyGuided(MultipleTry):
     method: ClassVar[str] = "egps"
 
     def __post_init__(self) -> None:
+        if self.cut == EntropyThresholdCut():  # not given: cuts go to the decision points that the tries go to
+            object.__setattr__(self, "cut", EntropyThresholdCut(self.threshold))
         super().__post_init__()
         for name in ("threshold", "block_threshold"):
             if not getattr(self, name) >= 0.0:
@@ -49,4 +51,4 @@ class EntropyGuided(MultipleTry):
             "decision_points": int((x.entropy >= self.threshold).sum()),
             "decoded_tokens_per_nat": chain.counts.decoded_tokens / mass if mass > 0 else None,
         }
-        return Outcome(x, list(trace), diagnostics, complete=complete)
+        return Outcome(x, list(trace), diagnostics, exact=self.cut.irreducible, complete=complete)

@@ -87,7 +87,7 @@ class MetropolisHastings(Staged):
                 ahead.append((kernel, kernel.start(chain, x, *labels)))
             kernel, move = ahead.popleft()
             y, log_ratio = yield from kernel.finish(chain, x, move)
-            accepted = y is not None and move.log_u < log_ratio
+            accepted = move.cut is not None and y is not None and move.log_u < log_ratio  # no cut is no move
             chain.moved(accepted)
             if accepted and y is not None and y is not x:
                 x = y
@@ -99,7 +99,7 @@ class MetropolisHastings(Staged):
         return x
 
     def outcome(self, chain: Chain, x: Record, trace: Trace, *, complete: bool = True) -> Outcome:
-        return Outcome(x, list(trace), exact=not self.maximise, complete=complete)
+        return Outcome(x, list(trace), exact=self.cut.irreducible and not self.maximise, complete=complete)
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,9 @@ class PowerSMC:
             "island_log_z": log_z.tolist(),
             "island": chosen,
         }
-        return Outcome(record, particles.trace, diagnostics)
+        # the law is p^alpha in the limit of many particles; one alone is a draw token by token at temperature 1 / alpha
+        exact = self.particles * self.islands > 1 or self.target.alpha == 1.0
+        return Outcome(record, particles.trace, diagnostics, exact=exact)
 
     def population(
         self, chain: Chain, *labels: int | str, fixed: Record | None = None

@@ -70,7 +70,7 @@ class Staged:
 
     def outcome(self, chain: Chain, x: Record, trace: Trace, *, complete: bool = True) -> Outcome:
         """The outcome if the run ended here."""
-        return Outcome(x, list(trace), complete=complete)
+        return Outcome(x, list(trace), exact=self.cut.irreducible, complete=complete)
 
 
 def extend(

@@ -11,8 +11,10 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
+
+import numpy as np
 
 from fastpower.chains.chain import Chain, Run
 from fastpower.chains.outcome import Outcome
@@ -62,8 +64,8 @@ class ParallelTempering:
 
     @property
     def planned_moves(self) -> int:
-        """The most moves a run makes, all rungs together."""
-        return self.moves * len(self.target.stages(self.block)) * len(self.rungs)
+        """The most moves the answering rung makes."""
+        return self.moves * len(self.target.stages(self.block))
 
     def run(self, chain: Chain) -> Run:
         """One run of the whole ladder."""
@@ -79,20 +81,28 @@ class ParallelTempering:
                 for k, alpha in enumerate(rungs)
             ]
             for i in range(self.moves):
-                chain.partial = lambda: Outcome(xs[-1], list(trace), complete=False)
+                chain.partial = lambda: self._outcome(xs[-1], trace, complete=False)
                 # The last rung has the keys of a single chain: a ladder of one rung is Metropolis–Hastings itself.
                 labels = [("move", stage, i, k) for k in range(len(rungs) - 1)] + [("move", stage, i)]
                 moves = [kernel.start(chain, xs[k], *labels[k]) for k, kernel in enumerate(kernels)]
                 for k, (kernel, move) in enumerate(zip(kernels, moves, strict=True)):
                     y, log_ratio = yield from kernel.finish(chain, xs[k], move)
-                    accepted = y is not None and move.log_u < log_ratio
-                    chain.moved(accepted)
+                    accepted = move.cut is not None and y is not None and move.log_u < log_ratio
+                    if k == len(rungs) - 1:  # costs are all rungs', moves are those of the chain that answers
+                        chain.moved(accepted)
                     if accepted and y is not None:
                         xs[k] = y
                     trace.append(event(stage, horizon, move.cut, accepted, xs[k]) | {"rung": k})
                 self._swap(chain, xs, stage, i, swaps)
         diagnostics = {"ladder": list(rungs), "swap_rate": [made / tried if tried else None for tried, made in swaps]}
-        return Outcome(xs[-1], trace, diagnostics)
+        return self._outcome(xs[-1], trace, diagnostics)
+
+    def _outcome(
+        self, x: Record, trace: Trace, diagnostics: dict[str, Any] | None = None, *, complete: bool = True
+    ) -> Outcome:
+        """With the answering rung's exponent first among the numbers of every position, as in other samplers."""
+        answer = replace(x, logz=np.roll(x.logz, 1, axis=1))
+        return Outcome(answer, list(trace), diagnostics or {}, exact=self.cut.irreducible, complete=complete)
 
     def _extend(self, chain: Chain, xs: list[Record], horizon: int, stage: int) -> Generator[Any, Any, None]:
         """Grow every unfinished rung to the horizon, all at once."""
