@@ -27,45 +27,45 @@ def to_device(arrays: Sequence[NDArray[Any]], device: torch.device) -> list[Tens
     if device.type == "cpu":
         return [torch.from_numpy(array) for array in arrays]
     # A fresh pinned buffer each time (torch caches them): the last one may still be on its way.
-    staging = torch.empty(_places(arrays)[-1], dtype=torch.uint8, pin_memory=device.type == "cuda", device="cpu")
-    _fill(staging, arrays)
-    return _views(staging.to(device, non_blocking=True), arrays)
+    staging = torch.empty(places(arrays)[-1], dtype=torch.uint8, pin_memory=device.type == "cuda", device="cpu")
+    fill(staging, arrays)
+    return views(staging.to(device, non_blocking=True), arrays)
 
 
 def to_host(tensors: Sequence[Tensor]) -> list[NDArray[Any]]:
     """``tensors`` (contiguous; float32, int32 or int64) as arrays on the host; waits for the device once."""
     if tensors[0].device.type == "cpu":
         return [tensor.numpy() for tensor in tensors]
-    return _split(_join(tensors).cpu().numpy(), tensors)
+    return split(join(tensors).cpu().numpy(), tensors)
 
 
-def _places(arrays: Sequence[NDArray[Any]]) -> list[int]:
+def places(arrays: Sequence[NDArray[Any]]) -> list[int]:
     """Where each array starts in the buffer, and the buffer's size."""
-    places = [0]
+    starts = [0]
     for array in arrays:
-        places.append(places[-1] + -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT)
-    return places
+        starts.append(starts[-1] + -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT)
+    return starts
 
 
-def _fill(staging: Tensor, arrays: Sequence[NDArray[Any]]) -> None:
+def fill(staging: Tensor, arrays: Sequence[NDArray[Any]]) -> None:
     buffer = staging.numpy()
-    for start, array in zip(_places(arrays), arrays, strict=False):
+    for start, array in zip(places(arrays), arrays, strict=False):
         buffer[start : start + array.nbytes] = array.reshape(-1).view(np.uint8)
 
 
-def _views(buffer: Tensor, arrays: Sequence[NDArray[Any]]) -> list[Tensor]:
+def views(buffer: Tensor, arrays: Sequence[NDArray[Any]]) -> list[Tensor]:
     return [
         buffer[start : start + array.nbytes].view(_DTYPES[array.dtype]).view(array.shape)
-        for start, array in zip(_places(arrays), arrays, strict=False)
+        for start, array in zip(places(arrays), arrays, strict=False)
     ]
 
 
-def _join(tensors: Sequence[Tensor]) -> Tensor:
+def join(tensors: Sequence[Tensor]) -> Tensor:
     # (an empty tensor cannot be viewed as bytes)
     return torch.cat([tensor.reshape(-1).view(torch.uint8) for tensor in tensors if tensor.numel()])
 
 
-def _split(flat: NDArray[np.uint8], like: Sequence[Tensor]) -> list[NDArray[Any]]:
+def split(flat: NDArray[np.uint8], like: Sequence[Tensor]) -> list[NDArray[Any]]:
     arrays, start = [], 0
     for tensor in like:
         end = start + tensor.numel() * tensor.element_size()

@@ -31,16 +31,16 @@ def test_cpu_tensors_share_memory_with_the_arrays():
 
 
 def test_one_buffer_holds_every_array_at_an_aligned_place():
-    staging = torch.full((transfer._places(ARRAYS)[-1],), 255, dtype=torch.uint8)
-    transfer._fill(staging, ARRAYS)
-    views = transfer._views(staging, ARRAYS)
+    staging = torch.full((transfer.places(ARRAYS)[-1],), 255, dtype=torch.uint8)
+    transfer.fill(staging, ARRAYS)
+    views = transfer.views(staging, ARRAYS)
     assert_same([view.numpy() for view in views], ARRAYS)
     assert all((view.data_ptr() - staging.data_ptr()) % 16 == 0 for view in views if view.numel())
 
 
 def test_joined_results_come_apart_again():
     tensors = [torch.from_numpy(array) for array in ARRAYS[1:2] + ARRAYS]  # int64 behind 12 bytes: not aligned
-    assert_same(transfer._split(transfer._join(tensors).numpy(), tensors), ARRAYS[1:2] + ARRAYS)
+    assert_same(transfer.split(transfer.join(tensors).numpy(), tensors), ARRAYS[1:2] + ARRAYS)
 
 
 @pytest.mark.gpu

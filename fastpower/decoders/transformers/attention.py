@@ -2,14 +2,47 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from fastpower.decoders.transformers.layout import ATTENTION
 from fastpower.interfaces import interface
+
+
+def attention_options(
+    backend: str,
+    starts: Tensor,
+    lengths: Tensor,
+    shared: tuple[Tensor, Tensor] | None,
+    *,
+    queries: int,
+    dtype: torch.dtype,
+    group: int,
+    head_dim: int,
+    page_size: int,
+    max_pages: int,
+    windows: bool,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Keywords of ``paged_attention`` for all layers of a step: those without a window, and those with one.
+
+    For Triton the tiles of the queries are planned here, once, where every layer would do it for itself. group: query
+    heads per K/V head; windows: whether any layer has one (for those nothing is shared).
+    """
+    if backend != "triton":
+        return {"shared": shared}, {"shared": shared}
+    tiles = importlib.import_module("fastpower.kernels.triton.attention_tiles")
+    split = importlib.import_module("fastpower.kernels.triton.paged_attention").SPLIT
+    sizes = {"queries": queries, "HG": group, "M": tiles.tile(dtype, head_dim)[0], "split": split}
+    if max_pages * page_size <= split:
+        shared = None  # there is one split, and nothing to be read once
+    plan = partial(tiles.plan_tiles, starts, lengths, page_size=page_size, **sizes)
+    plain = plan(shared=shared)
+    return {"plan": plain}, {"plan": plan() if windows and shared is not None else plain}
 
 
 class Step(NamedTuple):

@@ -7,7 +7,7 @@ positions given), writes K/V into the pages and attends over them. Masks, cache 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -17,15 +17,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastpower import kernels
+from fastpower.decoders.ahead import StepAhead
 from fastpower.decoders.base import Draws, TokenDraws, TokenScores, Work
 from fastpower.decoders.cache import PagedCache
 from fastpower.decoders.transfer import to_device, to_host
 from fastpower.decoders.transformers import scores, verification
 from fastpower.decoders.transformers.attention import Step, register_attention
 from fastpower.decoders.transformers.compiled import CompiledDecode
+from fastpower.decoders.transformers.device_forward import DeviceForward, device_forward
 from fastpower.decoders.transformers.fused import FusedForward
 from fastpower.decoders.transformers.layout import KVLayout, kv_layout, refuse_by_config, refuse_by_placement
 from fastpower.decoders.transformers.packing import PackedBatch, Packer
+from fastpower.decoders.transformers.static_step import StaticStep
 from fastpower.decoders.transformers.substitution import Substitution
 from fastpower.decoders.transformers.weights import state_of
 from fastpower.kernels.dispatch import pick, resolve
@@ -51,6 +54,11 @@ class TransformersDecoder:
     compile       run steps in which every row gets one token through ``torch.compile``, one graph per bucket of sizes
                   (``compiled.py``): True, or the name of a backend of torch.compile. Meant for GPUs; it takes the place
                   of the fused forward
+    graphs        run steps in which every row gets one token and draws once in buffers that never move, one step ahead
+                  of the caller (``static_step.py``, ``ahead.py``), as CUDA graphs on a GPU. "auto" (default): on a
+                  CUDA device, for the models of ``accelerate``'s list, which then run in a forward of our own there
+                  (``device_forward.py``). True on the CPU runs the same code with a call in place of a graph's replay,
+                  slowly: for tests. Refused with a reason where it is asked for and cannot be
 
     The model is left as it is: its attention and products are exchanged only while ``forward`` and ``score`` run (so
     they must not run at the same time as other uses of the same model in other threads), and no weight is touched.
@@ -59,6 +67,9 @@ class TransformersDecoder:
     latent attention, layers of different shapes, more than one device, or an answer that differs from the model's own.
     Raises OutOfMemory, naming bytes needed and available, before weights are packed and before pages are allocated.
     """
+
+    _device: DeviceForward | None = None
+    _ahead: StepAhead | None = None
 
     def __init__(
         self,
@@ -72,6 +83,7 @@ class TransformersDecoder:
         verify: bool = True,
         accelerate: bool = True,
         compile: bool | str = False,
+        graphs: bool | str = "auto",
     ) -> None:
         if model.training:
             raise ValueError("model is in training mode (dropout would change its probabilities); call model.eval()")
@@ -90,7 +102,10 @@ class TransformersDecoder:
         self._append_kv = resolve("append_kv", backend, layout.device)
         self._attention_kernel = resolve("paged_attention", backend, layout.device)
         self._fused: FusedForward | None = None
-        if accelerate and layout.device.type == "cpu" and pick(backend, "cpu") == "cpu":
+        self._device = device_forward(model, layout.device, backend, accelerate, compile, graphs)
+        if layout.device.type != "cpu" and self._device is None and not compile:
+            self._substitution.widen_head()
+        if self._device is None and accelerate and layout.device.type == "cpu" and pick(backend, "cpu") == "cpu":
             weights = sum(p.nbytes for p in model.parameters() if p.dtype in (torch.float32, torch.bfloat16))
             remedy = "accelerate=False runs on the model's own weights, slower"
             memory.require(weights, f"a packed copy of the weights of {type(model).__name__}", remedy)
@@ -105,6 +120,8 @@ class TransformersDecoder:
         self._packer = Packer(self.cache, self.vocab_size, self.max_length)
         if verify:
             self._verify()
+        if self._device is not None and graphs is not False:
+            self._ahead = self._step_ahead(self._device)
 
     # ------------------------------------------------------------------------------------------------ sequences
 
@@ -114,20 +131,24 @@ class TransformersDecoder:
 
     def fork(self, sequence: int, length: int) -> int:
         """A new sequence sharing the first ``length`` tokens (0 ≤ length ≤ length(sequence)); nothing is copied."""
+        self._settle(sequence)
         return self.cache.fork(sequence, length)
 
     def truncate(self, sequence: int, length: int) -> None:
         """Keep the first ``length`` tokens."""
+        self._settle(sequence)
         self.cache.truncate(sequence, length)
 
     def free(self, sequence: int) -> None:
         """Give a sequence back. After ``close``, which gave all of them back, nothing happens."""
         if "cache" in self.__dict__:
+            self._settle(sequence)
             self.cache.free(sequence)
 
     def length(self, sequence: int) -> int:
         """Tokens held."""
-        return self.cache.length(sequence)
+        length = self.cache.length(sequence)
+        return length if self._ahead is None else length - self._ahead.surplus(sequence)
 
     def remember(self, sequence: int, tokens: Sequence[int]) -> None:
         """Keep the K/V of ``tokens``, the first that ``sequence`` holds, for later ``match``es; see ``PagedCache``.
@@ -135,6 +156,7 @@ class TransformersDecoder:
         Nothing is kept while a hook makes the model another one. Call ``forget`` after changing the model's weights.
         """
         if not self._hooked:
+            self._settle(sequence)
             self.cache.remember(sequence, np.asarray(tokens, np.int64))
 
     def match(self, tokens: Sequence[int]) -> tuple[int, int]:
@@ -167,7 +189,13 @@ class TransformersDecoder:
 
     def _derive(self) -> None:
         """What is made of the weights, made again."""
+        self._settle()
         self.cache.forget_all()
+        if self._device is not None:
+            ahead, self._ahead = self._ahead, None
+            self._device = DeviceForward.of(self.model, self.backend)
+            if self._device is not None and ahead is not None:
+                self._ahead = self._step_ahead(self._device)
         if self._fused is not None:
             self._fused = FusedForward.of(self.model)  # None where modules were exchanged for others
             if self._fused is None:
@@ -192,8 +220,13 @@ class TransformersDecoder:
         Raises CacheFull, UnknownSequence, PromptTooLong (a row would exceed ``max_length``), ValueError (empty batch or
         row, a sequence twice, a token outside the vocabulary, draws that do not fit the batch).
         """
-        with self._packer.reserved(work) as batch, torch.inference_mode():
-            return self._draw(self._last_logits(batch), draws)
+        if self._ahead is None:
+            return self._plain(work, draws)
+        if self._hooked:
+            self._ahead.settle()
+            return self._plain(work, draws)
+        with torch.inference_mode():
+            return self._ahead.forward(work, draws)
 
     def score(self, work: Sequence[Work], exponents: NDArray[np.float32]) -> list[TokenScores]:
         """Append every row's tokens and return their statistics, all or nothing; see ``Decoder.score``.
@@ -201,8 +234,10 @@ class TransformersDecoder:
         At most ``scores.SCORE_BYTES`` of logits exist at a time (at least one row of them). Raises like ``forward``,
         and InvalidLogits for a row of NaN, +inf or nothing but −inf.
         """
+        self._settle()
         with self._packer.reserved(work) as batch, torch.inference_mode():
-            return scores.score(batch, exponents, self._all_logits, self.vocab_size, self.layout.device, self.backend)
+            logits = self._all_logits if self._device is None or self._hooked else self._states(batch)
+            return scores.score(batch, exponents, logits, self.vocab_size, self.layout.device, self.backend)
 
     # --------------------------------------------------------------------------------------------------- text
 
@@ -236,7 +271,7 @@ class TransformersDecoder:
         """Give the cache's memory back. The decoder cannot be used afterwards; the model can."""
         self.__dict__.pop("cache", None)
         self.__dict__.pop("_packer", None)
-        self._fused = self._compiled = None
+        self._fused = self._compiled = self._device = self._ahead = None
         self._substitution = Substitution(self.model)
 
     def __enter__(self) -> TransformersDecoder:
@@ -251,13 +286,35 @@ class TransformersDecoder:
     def batch_invariant(self) -> bool:
         """True while the fused forward is in use: not with a forward hook on a module, and not for other models,
         because torch's products choose their order of summation by the number of rows."""
-        return self._fused is not None and not self._fused.hooked
+        own = self._own
+        return own is not None and not own.hooked and self.layout.device.type == "cpu"
 
     # ----------------------------------------------------------------------------------------------- internals
 
     @property
+    def _own(self) -> FusedForward | DeviceForward | None:
+        """The forward of our own, where there is one."""
+        return self._fused if self._fused is not None else self._device
+
+    @property
     def _hooked(self) -> bool:
-        return self._fused is not None and self._fused.hooked
+        own = self._own
+        return own is not None and own.hooked
+
+    def _step_ahead(self, forward: DeviceForward) -> StepAhead:
+        step = StaticStep(forward, self.cache, self.max_length, self.backend)
+        held = (self.cache.lengths, self.cache.truncate)
+        return StepAhead(self._plain, step.launch, *held, self.max_length, self.eos_ids)
+
+    def _settle(self, sequence: int | None = None) -> None:
+        """Take back what was computed ahead for a sequence (None: for all)."""
+        if self._ahead is not None:
+            self._ahead.settle(sequence)
+
+    def _plain(self, work: Sequence[Work], draws: Draws) -> TokenDraws:
+        """``forward``, nothing ahead."""
+        with self._packer.reserved(work) as batch, torch.inference_mode():
+            return self._draw(self._last_logits(batch), draws)
 
     def _last_logits(self, batch: PackedBatch) -> Tensor:
         """(S, V) logits after the last token of each row."""
@@ -268,9 +325,18 @@ class TransformersDecoder:
         keep = batch.starts[1:].astype(np.int64) - 1
         return self._logits(batch, keep, shared)
 
-    def _all_logits(self, batch: PackedBatch) -> Tensor:
-        """(N, V) logits after every token."""
-        return self._logits(batch, np.arange(len(batch.tokens)), None)
+    def _all_logits(self, batch: PackedBatch, a: int, b: int) -> Tensor:
+        """(b − a, V) logits after tokens a … b − 1, whose keys and values are computed now."""
+        part = scores.part(batch, a, b)
+        return self._logits(part, np.arange(len(part.tokens)), None)
+
+    def _states(self, batch: PackedBatch) -> Callable[[PackedBatch, int, int], Tensor]:
+        """The same where states are cheap to keep: one forward for all tokens, the head a chunk at a time."""
+        assert self._device is not None
+        tokens, _ = self._device.upload(batch)
+        states = self._device.hidden(self.cache.k, self.cache.v, tokens)
+        head = self._device.logits
+        return lambda _, a, b: head(states[a:b])
 
     def _logits(
         self,
@@ -284,6 +350,9 @@ class TransformersDecoder:
             return self._fused(
                 self.cache.k, self.cache.v, tokens, positions, slots, table, starts, lengths, keep, shared
             )
+        if self._device is not None and not self._device.hooked:
+            uploaded, kept = self._device.upload(batch, keep if len(keep) < len(tokens) else None, shared)
+            return self._device.logits(self._device.hidden(self.cache.k, self.cache.v, uploaded, kept))
         arrays = [tokens[None], positions[None], slots, table, starts, lengths, keep, *(shared or ())]
         ids, places, slots_, table_, starts_, lengths_, keep_, *groups = to_device(arrays, self.layout.device)
         step = Step(

@@ -217,8 +217,8 @@ class FusedForward:
             self._forward.set_rope(index, *turns, self._positions)
 
 
-def why_not(model: Any) -> str | None:
-    """None if ``model`` can run fused, else what is in the way."""
+def why_not(model: Any, device: str = "cpu") -> str | None:
+    """None if ``model`` can run in a forward of our own on this type of device, else what is in the way."""
     kind, home = type(model).__name__, type(model).__module__
     family = _MODELS.get(kind)
     if family is None or home != f"transformers.models.{family}.modeling_{family}":
@@ -230,8 +230,8 @@ def why_not(model: Any) -> str | None:
         return f"weights are {', '.join(sorted(map(str, dtypes)))}; all float32 or all bfloat16 is wanted"
     if kinds := {type(tensor.data) for tensor in tensors} - {Tensor}:
         return f"weights are {', '.join(sorted(kind.__name__ for kind in kinds))}"
-    if any(tensor.device.type != "cpu" for tensor in tensors):
-        return "the model is not on the CPU"
+    if any(tensor.device.type != device for tensor in tensors):
+        return f"the model is not on the {device.upper()}"
     for name, module in model.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:
             return f"{name or kind} has forward hooks"
@@ -280,9 +280,10 @@ def _equal_halves(tables: Iterable[Tensor], half: int) -> bool:
 def rope_table(rotary: Any, positions: int, kind: str | None) -> tuple[Tensor, Tensor]:
     """cos and sin (positions, head_dim) in float32 from a model's own rotary module."""
     with torch.inference_mode(False), torch.no_grad():
+        place = rotary.inv_freq.device if hasattr(rotary, "inv_freq") else next(rotary.buffers()).device
         arguments = (
-            torch.zeros(1, dtype=torch.float32, device="cpu"),
-            torch.arange(positions, dtype=torch.int64, device="cpu")[None],
+            torch.zeros(1, dtype=torch.float32, device=place),
+            torch.arange(positions, dtype=torch.int64, device=place)[None],
         )
         cos, sin = rotary(*arguments, *(() if kind is None else (kind,)))
     return cos[0], sin[0]

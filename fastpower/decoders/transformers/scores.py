@@ -25,12 +25,12 @@ Statistics = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]
 def score(
     batch: PackedBatch,
     exponents: NDArray[np.float32],
-    logits: Callable[[PackedBatch], Tensor],
+    logits: Callable[[PackedBatch, int, int], Tensor],
     vocab_size: int,
     device: torch.device,
     backend: str,
 ) -> list[TokenScores]:
-    """``Decoder.score`` of a reserved batch. logits: (N, V) of every token of a packed batch."""
+    """``Decoder.score`` of a reserved batch. logits(batch, a, b): (b − a, V) after tokens a … b − 1, in order."""
     total, step = len(batch.tokens), max(1, SCORE_BYTES // (4 * vocab_size))
     following = np.append(batch.tokens[1:], 0)
     exponents = np.ascontiguousarray(exponents, np.float32)
@@ -38,7 +38,7 @@ def score(
     def chunk(a: int, b: int) -> Statistics:
         """Of tokens a … b − 1: logp of the next token (of no meaning at the end of a row), logz and entropy."""
         given = to_device([following[a:b], exponents], device)
-        scored = kernels.score_tokens(logits(_slice(batch, a, b)), *given, backend=backend)
+        scored = kernels.score_tokens(logits(batch, a, b), *given, backend=backend)
         logp, logz, entropy, status = to_host(scored)
         _check(batch, a, status)
         return logp, logz, entropy
@@ -60,7 +60,7 @@ def _check(batch: PackedBatch, first: int, status: NDArray[np.int32]) -> None:
     )
 
 
-def _slice(batch: PackedBatch, a: int, b: int) -> PackedBatch:
+def part(batch: PackedBatch, a: int, b: int) -> PackedBatch:
     """Tokens a … b − 1. Pages of all tokens are reserved, so a part sees those before it by giving shorter lengths."""
     bounds = batch.starts
     first, last = int(np.searchsorted(bounds, a, "right")) - 1, int(np.searchsorted(bounds, b, "left"))
