@@ -8,9 +8,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 UPGRADE ?=
 PYTEST_ARGS ?=
-# Most tests keep one core busy, so two processes with a thread each are nearly twice as fast; a file's tests stay together.
+# Most tests keep one core busy, so two processes with a thread each are nearly twice as fast; a file's tests stay
+# together, and the longest begin first (tests/conftest.py).
 WORKERS ?= 2
-TWO := -n $(WORKERS) --dist loadfile
+TWO := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test slow lint types sanitize bench aot docs lock compat clean
 .DELETE_ON_ERROR:

@@ -11,6 +11,15 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
+#: files with a test of a minute: last, it would keep one of two processes busy and the other waiting
+_LONGEST = ("tests/triton/test_ahead_of_time.py", "tests/integrations/test_ray.py", "tests/exact/test_mistakes.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first; everything else keeps its order."""
+    items.sort(key=lambda item: not item.nodeid.startswith(_LONGEST))
+
+
 @pytest.fixture(scope="session")
 def smollm2():
     """(model, tokenizer) of the packaged SmolLM2-135M-Instruct, float32. Skips only if its package is not installed."""
