@@ -13,7 +13,7 @@ PYTEST_ARGS ?=
 WORKERS ?= 2
 TWO := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test slow lint types sanitize bench aot docs lock compat clean
+.PHONY: gpu demo test slow lint types sanitize bench aot docs lock compat clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -45,6 +45,13 @@ sanitize: $(VENV)/installed
 	PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=1 UBSAN_OPTIONS=print_stacktrace=1 \
 	LSAN_OPTIONS=suppressions=tests/native/leaks.supp:print_suppressions=0 \
 	$(BIN)/python -m pytest -p no:cacheprovider -o pythonpath="$(SANITIZED)/lib ." tests/native
+
+# On a machine with a GPU, with the torch of PYTHON: builds the CUDA library and runs tests/gpu, of which nothing is skipped
+# in silence. `make gpu PYTHON=/path/to/python`
+gpu:
+	@$(PYTHON) -c 'import torch, sys; sys.exit(None if torch.cuda.is_available() else "make gpu: the torch of PYTHON=$(PYTHON) sees no CUDA device; give a Python whose torch does")'
+	FASTPOWER_CUDA=1 $(PYTHON) setup.py -q build_ext --inplace
+	FASTPOWER_GPU=1 $(PYTHON) -m pytest tests/gpu -rsf $(PYTEST_ARGS)
 
 bench: $(VENV)/installed
 	$(BIN)/python -m pytest bench $(PYTEST_ARGS)
