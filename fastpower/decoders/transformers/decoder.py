@@ -325,9 +325,9 @@ class TransformersDecoder:
         keep = batch.starts[1:].astype(np.int64) - 1
         return self._logits(batch, keep, shared)
 
-    def _all_logits(self, batch: PackedBatch, a: int, b: int) -> Tensor:
-        """(b − a, V) logits after tokens a … b − 1, whose keys and values are computed now."""
-        part = scores.part(batch, a, b)
+    def _all_logits(self, batch: PackedBatch, a: int = 0, b: int | None = None) -> Tensor:
+        """(b − a, V) logits after tokens a … b − 1 (default: all), whose keys and values are computed now."""
+        part = scores.part(batch, a, len(batch.tokens) if b is None else b)
         return self._logits(part, np.arange(len(part.tokens)), None)
 
     def _states(self, batch: PackedBatch) -> Callable[[PackedBatch, int, int], Tensor]:
