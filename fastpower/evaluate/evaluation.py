@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from fastpower.chains.job import Job
 from fastpower.evaluate.engine import Engine
+from fastpower.evaluate.grading import Grade
 from fastpower.evaluate.runs import Run, check_writable, read_records
+from fastpower.evaluate.sandbox import SandboxUnavailable
 from fastpower.evaluate.tasks import Problem, Task
 from fastpower.models.prompts import Question
 from fastpower.samplers.methods import Method
@@ -231,7 +233,12 @@ def _draw(
 
 
 def _graded(task: Task, problem: Problem, job: Job, result: Record) -> Record:
-    grade = task.grade(problem, result["text"])
+    try:
+        grade = task.grade(problem, result["text"])
+    except SandboxUnavailable:  # no answer can be graded any more: those that follow would all be wrong
+        raise
+    except Exception as error:  # an answer that its grader cannot stand is that answer's fault
+        grade = Grade(False, None, f"the grader failed: {type(error).__name__}: {error}"[:200])
     return result | {
         "id": job.id,
         "task": task.name,

@@ -129,3 +129,79 @@ def test_numbers_are_compared_exactly(text: str, reference: str, correct: bool) 
 )
 def test_choices_are_the_letter_in_the_box(text: str, correct: bool) -> None:
     assert grade_choice(text, "B", "ABCD").correct is correct
+
+
+NUMBERS = [
+    ("The answer is $9{,}500.", "9500"),
+    (r"\boxed{9\,500}", "9500"),
+    (r"\boxed{9\!,500}", "9500"),
+    (r"\boxed{9 500}", "9500"),
+    ("9\u202f500 in all", "9500"),
+    (r"\boxed{1,234,567.50}", "1234567.5"),
+    (r"\boxed{18 \text{ m}^2}", "18"),
+    (r"\boxed{18\text{ dollars per 2 hours}}", "18"),
+    (r"\boxed{18\,\mathrm{km}/\mathrm{h}}", "18"),
+    (r"\boxed{\$18.00}", "18"),
+    (r"\boxed{18\%}", "18"),
+    (r"\boxed{x = 18}", "18"),
+    (r"\boxed{\frac{1}{2}}", "1/2"),
+    (r"\boxed{\dfrac12}", "0.5"),
+    (r"\boxed{2\frac{1}{2}}", "5/2"),
+    (r"\boxed{-\frac{1}{2}}", "-1/2"),
+    ("it is 2 1/2 hours", "2.5"),
+    (r"\boxed{1e3}", "1000"),
+    (r"\boxed{1.5 \times 10^{3}}", "1500"),
+    ("about 3×10^2 people", "300"),
+    (r"\boxed{18_{10}}", "18"),
+    (r"\boxed{90^\circ}", "90"),
+    (r"\boxed{2^{3}}", "8"),
+    (r"\boxed{3 \cdot 6}", "18"),
+    ("The area is 18 m^2.", "18"),
+    ("#### 18", "18"),
+    ("#### 1,800\nChecked twice: 3 ways.", "1800"),
+    ("The answer is 18 dollars for 2 people.", "18"),
+    ("**Answer:** $18", "18"),
+    ("So the final answer is: 3 + 15 = 18", "18"),
+    ("minus: \u22125", "-5"),
+    ("a loss of $ -5.00", "-5"),
+    ("it costs .5 dollars", "1/2"),
+]
+
+
+@pytest.mark.parametrize(("text", "reference"), NUMBERS)
+def test_the_number_counts_and_not_its_last_digits(text: str, reference: str) -> None:
+    assert grade_number(text, reference).correct
+
+
+@pytest.mark.parametrize(
+    ("text", "reference"),
+    [
+        (r"A wrong one: \boxed{7 \text{ m}^2}", "2"),
+        (r"\boxed{\frac{5}{2}}", "2"),
+        (r"\boxed{\frac{5}{2}}", "5"),
+        (r"\boxed{1,500}", "500"),
+        (r"\boxed{9\,500}", "500"),
+        (r"\boxed{18_{10}}", "10"),
+        (r"\boxed{1e3}", "3"),
+        (r"\boxed{2^{3}}", "3"),
+        ("The area is 18 m^2.", "2"),
+        ("H2O and C4", "4"),
+        ("The answer is 18 dollars for 2 people.", "2"),
+        ("", "0"),
+        ("no number", "0"),
+        (r"\boxed{}", "0"),
+        ("1/0", "0"),
+    ],
+)
+def test_another_number_is_wrong(text: str, reference: str) -> None:
+    assert not grade_number(text, reference).correct
+
+
+@pytest.mark.parametrize(("one", "other"), [("1 2", "12"), ("a b", "ab"), ("1 000 0", "10000"), (r"x\ y", "xy")])
+def test_blanks_between_letters_or_digits_keep_them_apart(one: str, other: str) -> None:
+    assert equivalence.normalise(one) != equivalence.normalise(other)
+
+
+@pytest.mark.parametrize(("one", "other"), [("( 1 , 2 )", "(1,2)"), (r"\left( 1,2 \right)", "(1,2)"), ("x + 1", "x+1")])
+def test_blanks_around_signs_do_not_count(one: str, other: str) -> None:
+    assert equivalence.normalise(one) == equivalence.normalise(other)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -148,11 +150,32 @@ def test_endless_output_and_endless_files_are_bounded(level: str) -> None:
     assert not writer.passed and writer.reason.startswith("OSError")
 
 
-def test_the_working_folder_is_thrown_away(level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tmp_path.chmod(0o755)
-    monkeypatch.setattr(sandbox.tempfile, "tempdir", str(tmp_path))
-    run_python("open('left', 'w').write('x')", level=level)
-    assert list(tmp_path.iterdir()) == []
+def test_the_working_folder_is_thrown_away(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own lies where only its user may go
+        os.chmod(folder, 0o755)
+        monkeypatch.setattr(sandbox.tempfile, "tempdir", folder)
+        assert run_python("open('left', 'w').write('x')", level=level).passed
+        assert os.listdir(folder) == []
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "print('sandbox: unshare failed'); raise SystemExit(1)",
+        "import os; print('sandbox: no', flush=True); os._exit(125)",
+        "import os; os._exit(125)",
+        "import os; os.write(2, b'sandbox: \\xff\\xfe'); os._exit(125)",
+        "raise Exception('\\ud800')",
+        "print('\ud800')",
+        "def f(:",
+        "x = '\x00'",
+        "(" * 5000,
+    ],
+)
+def test_whatever_a_program_says_or_does_is_its_own_failure(level: str, program: str) -> None:
+    outcome = run_python(program, level=level)
+    assert not outcome.passed and outcome.reason
+    json.dumps(outcome._asdict()).encode()
 
 
 def test_programs_run_at_once_from_several_threads() -> None:
@@ -168,7 +191,7 @@ def test_programs_run_at_once_from_several_threads() -> None:
 
 
 def test_nothing_runs_where_nothing_can_be_contained(monkeypatch: pytest.MonkeyPatch) -> None:
-    refused = Outcome(False, "sandbox: unshare: Operation not permitted", "", 0.0)
+    refused = sandbox._NotBuilt(False, "sandbox: unshare: Operation not permitted", "", 0.0)
     monkeypatch.setattr(sandbox, "_run", lambda *a: refused)
     monkeypatch.setattr(sandbox, "_landlock_lacks", lambda: "not in this kernel")
     containment.cache_clear()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fastpower.evaluate import BadLine, load_task, read_rows
-from fastpower.evaluate.tasks.humaneval import program
+from fastpower.evaluate.grading.replies import solution
 from fastpower.evaluate.tasks.sources import NoData
 
 
@@ -139,7 +139,7 @@ def test_program_keeps_the_helpers_that_stand_before_the_function() -> None:
     prompt = "import math\n\ndef helper(x):\n    return x\n\ndef f(x):\n    '''doc'''\n"
     text = "```python\ndef f(x):\n    return helper(math.sqrt(x))\n```"
     expected = "import math\n\ndef helper(x):\n    return x\n\ndef f(x):\n    return helper"
-    assert program(prompt, "f", text).startswith(expected)
+    assert solution(prompt, "f", text).startswith(expected)
 
 
 def test_unknown_tasks_and_options_suggest_the_nearest_name() -> None:

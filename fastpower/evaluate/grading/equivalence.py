@@ -23,11 +23,13 @@ MEMORY = 4 << 30  #: bytes of address space for the worker
 
 
 def normalise(answer: str) -> str:
-    """Equal strings after this are equal answers: blanks, ``$``, ``\\left``/``\\right`` and LaTeX spacing removed."""
+    """Equal strings after this are equal answers: ``$``, ``\\left``/``\\right``, LaTeX spacing and blanks are gone, but
+    for blanks that keep letters or digits apart: "1 2" is not "12"."""
     text = _undelimited(answer).strip("$").rstrip(".")
-    text = re.sub(r"\\displaystyle(?![a-zA-Z])|\\[!,;: ]", "", text)
+    text = re.sub(r"\\displaystyle(?![a-zA-Z])|\\[!,]", "", text)
+    text = re.sub(r"\\[;: ]", " ", text)
     text = re.sub(r"\\[dt]frac(?![a-zA-Z])", r"\\frac", text)
-    return re.sub(r"\s+", "", text)
+    return re.sub(r"(?<![A-Za-z0-9])\s+|\s+(?![A-Za-z0-9])", "", re.sub(r"\s+", " ", text))
 
 
 def _undelimited(text: str) -> str:

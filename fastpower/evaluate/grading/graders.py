@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from fractions import Fraction
 from typing import NamedTuple
 
 from fastpower.errors import FastpowerError
 from fastpower.evaluate.grading.equivalence import equivalent
+from fastpower.evaluate.grading.numerals import numbers, plain, said, value
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)|\\(?:boxed|fbox)\s+([^\s${}\\]+)")
-_NUMBER = re.compile(r"(?<![\w.])[-+−]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?(?![\d,]*\d)")
+
+_FORMULA = re.compile(r"[\^*/+]|\\(?:sqrt|cdot|times|pi)")  # what makes more than a number of it
 
 
 class Grade(NamedTuple):
@@ -55,15 +56,8 @@ def _braced(text: str, start: int) -> str | None:
 
 def last_number(text: str) -> str | None:
     """The last number of a text, thousands separators removed: ``-1,234.50`` gives ``-1234.50``, ``3/4`` stays."""
-    numbers = _NUMBER.findall(text)
-    return numbers[-1].replace(",", "").replace("−", "-").lstrip("+") if numbers else None
-
-
-def _fraction(text: str) -> Fraction | None:
-    try:
-        return Fraction(text.strip())
-    except (ValueError, ZeroDivisionError):
-        return None
+    found = numbers(text)
+    return found[-1] if found else None
 
 
 def grade_boxed(text: str, reference: str) -> Grade:
@@ -76,13 +70,24 @@ def grade_boxed(text: str, reference: str) -> Grade:
 
 
 def grade_number(text: str, reference: str) -> Grade:
-    """The number in the last box, else the last number of the text, against ``reference``; exact."""
+    """The number in the last box, else the one that the text gives as its answer (``numerals.said``); exact.
+
+    A box that holds more than one number with its unit is compared by math-verify, where that is installed.
+    """
     box = boxed(text)
-    answer = last_number(text if box is None else box.replace("\\!", "").replace("{,}", ","))
-    if answer is None:
+    expected = value(next(iter(numbers(reference, box=True)), reference))
+    if box is None:
+        answer = said(text)
+        return Grade(answer is not None and value(answer) == expected, answer, "" if answer else "no number found")
+    bare = box.rpartition("=")[2] or box
+    found = numbers(bare, box=True)
+    if not found:
         return Grade(False, None, "no number found")
-    value, expected = _fraction(answer), _fraction(reference)
-    return Grade(value is not None and value == expected, answer)
+    rest = plain(bare, box=True).replace(found[0], "").strip(" /")  # a unit's "per" says nothing of the number
+    if (len(found) == 1 and not _FORMULA.search(rest)) or importlib.util.find_spec("math_verify") is None:
+        return Grade(value(found[0]) == expected, found[0])
+    correct, note = equivalent(plain(bare, box=True).strip(), reference)
+    return Grade(correct, box, note)
 
 
 def grade_choice(text: str, reference: str, letters: str) -> Grade:

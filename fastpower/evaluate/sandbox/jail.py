@@ -54,8 +54,9 @@ import os, sys
 def run():
     word = sys.argv.pop().encode()
     with open("program.py", encoding="utf-8") as file:
-        code = compile(file.read(), "program.py", "exec")
-    os.write(3, b"s")
+        text = file.read()
+    os.write(3, b"s")  # from here on whatever happens is the program's doing, its syntax included
+    code = compile(text, "program.py", "exec")
     exec(code, {"__name__": "__main__", "__builtins__": __builtins__})
     sys.stdout.flush()
     os.write(3, word)

@@ -46,6 +46,10 @@ class Outcome(NamedTuple):
     seconds: float  #: wall clock from the program's first line
 
 
+class _NotBuilt(Outcome):
+    """The program never started. Only the jail can say so: a program that prints as much has started."""
+
+
 def run_python(
     program: str,
     *,
@@ -65,8 +69,12 @@ def run_python(
     """
     if timeout <= 0:
         raise ValueError(f"timeout must be positive, got {timeout}")
+    try:
+        program.encode()
+    except UnicodeEncodeError as error:
+        return Outcome(False, f"SyntaxError: the program is not text that can be written down: {error.reason}", "", 0.0)
     outcome = _run(program, level or containment(), timeout, memory, processes, disk)
-    if outcome.reason.startswith("sandbox: "):
+    if isinstance(outcome, _NotBuilt):
         raise SandboxUnavailable(f"{outcome.reason} (level {level or containment()!r})")
     return outcome
 
@@ -194,14 +202,19 @@ def _watch(process: subprocess.Popen[bytes], verdict: int, order: bytes, word: b
     if said == b"s" + word:
         return Outcome(True, "", text, seconds)
     if late:
-        return Outcome(False, "timeout" if said else "sandbox: it did not start in time", text, seconds)
-    return Outcome(False, _reason(_end(process), text), text, seconds)
+        if not said:
+            return _NotBuilt(False, "sandbox: it did not start in time", text, seconds)
+        return Outcome(False, "timeout", text, seconds)
+    code = _end(process)
+    if not said:
+        lines = [line for line in text.splitlines() if line.strip()]
+        why = lines[-1].removeprefix("sandbox: ")[:300] if lines else f"exit code {code}"
+        return _NotBuilt(False, f"sandbox: could not be built: {why}", text, seconds)
+    return Outcome(False, _reason(code, text), text, seconds)
 
 
 def _reason(code: int, output: str) -> str:
     lines = [line for line in output.splitlines() if line.strip()]
-    if code == 125:
-        return next((line for line in lines if line.startswith("sandbox: ")), "sandbox: could not be built")
     if code == 0:
         return "it ended before its last line"
     if code > 128 and code != 256:  # negative exit codes, modulo 256: a signal

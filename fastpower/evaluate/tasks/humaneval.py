@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import re
 from pathlib import Path
 
 from fastpower.evaluate.grading.graders import Grade
+from fastpower.evaluate.grading.replies import runnable, solution
 from fastpower.evaluate.sandbox import require_sandbox, run_python
 from fastpower.evaluate.tasks.base import Problem, Task
 from fastpower.evaluate.tasks.sources import first, rows_of
@@ -15,9 +15,6 @@ PROMPT = (
     "Complete the following Python function. Write the whole function, with the imports it needs, in one Python code "
     "block.\n\n```python\n{}\n```"
 )
-#: What ends a base model's continuation of the function body (Chen et al. 2021, section 2).
-_STOPS = re.compile(r"\n(?:class |def |#|@|if |print\(|```)")
-_FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:\n```|\Z)", re.DOTALL)
 
 
 def humaneval(data: str | Path | None = None, skip_bad_lines: bool = False, timeout: float = 3.0) -> Task:
@@ -34,28 +31,12 @@ def humaneval(data: str | Path | None = None, skip_bad_lines: bool = False, time
         problems.append(Problem(name, question, reference, raw_prompt=prompt, metadata={"prompt": prompt, **fields}))
 
     def grade(problem: Problem, text: str) -> Grade:
-        solution = program(problem.metadata["prompt"], problem.metadata["entry_point"], text)
+        code = solution(problem.metadata["prompt"], problem.metadata["entry_point"], text)
         checks = f"{problem.metadata['test']}\n\ncheck({problem.metadata['entry_point']})\n"
-        outcome = run_python(f"{solution}\n\n{checks}", timeout=timeout)
+        outcome = run_python(runnable(f"{code}\n\n{checks}"), timeout=timeout)
         return Grade(outcome.passed, None, outcome.reason)
 
     return Task("humaneval", problems, grade, max_new_tokens=768, check=require_sandbox)
-
-
-def program(prompt: str, entry_point: str, text: str) -> str:
-    """The solution in ``text``: the last code block that defines ``entry_point``, with the prompt's imports and helpers
-    before it; else the text read as a continuation of ``prompt``, cut where the function ends."""
-    defines = re.compile(rf"^\s*(?:async\s+)?def\s+{re.escape(entry_point)}\b", re.MULTILINE)
-    blocks = [block for block in _FENCE.findall(text) if defines.search(block)]
-    if not blocks and defines.search(text) and text.lstrip().startswith(("def ", "import ", "from ", "async ")):
-        blocks = [text]
-    if blocks:
-        head = prompt[: match.start()] if (match := defines.search(prompt)) else ""
-        return f"{head.rstrip()}\n\n{blocks[-1]}"
-    body = _FENCE.findall(text)
-    continuation = body[-1] if body else text
-    end = _STOPS.search(continuation)
-    return prompt + (continuation[: end.start()] if end else continuation)
 
 
 def _installed() -> Path | None:
