@@ -57,6 +57,29 @@ def test_page_tables_and_shared_runs(benchmark, length):
     report(benchmark, f"page_tables and shared_runs at {length} tokens")
 
 
+@pytest.mark.parametrize("length", [100, 1000])
+@pytest.mark.parametrize("crossings", ["one by one", "together"])
+def test_books_of_a_decode_step(benchmark, length, crossings):
+    """What a forward asks of the books: reservation, page tables, lengths and shared runs, in one call or in five."""
+    table = _C.SequenceTable(20_000, PAGE)
+    forks = table.fork_many(np.full(ROWS, held(table, length)), np.full(ROWS, length))
+    ones = np.ones(ROWS, np.int64)
+    page_table, lengths = np.zeros((ROWS, 1 + length // PAGE), np.int32), np.zeros(ROWS, np.int32)
+
+    def one_by_one():
+        (table.lengths(forks) + ones).max()
+        plan = table.reserve(forks, ones)[0]
+        table.page_tables(forks, page_table, lengths)
+        table.shared_runs(forks, ones)
+        table.rollback(plan)
+
+    def together():
+        table.rollback(table.reserve_step(forks, ones, 1 << 20)[0])
+
+    benchmark(together if crossings == "together" else one_by_one)
+    report(benchmark, f"books of a step at {length} tokens, {crossings}")
+
+
 def test_reserve_that_evicts(benchmark):
     """Every row takes a page from a cache that is full of remembered prefixes."""
     prompts, length = 190, 1024

@@ -2,6 +2,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <exception>
 #include <limits>
 #include <stdexcept>
@@ -58,6 +59,38 @@ void raise_as(const char* name, const std::exception& error) {
   PyErr_SetString(py::module_::import("fastpower.errors").attr(name).ptr(), error.what());
 }
 
+// Everything a forward needs to know of its sequences, in one crossing: a reservation, then tables, lengths
+// and shared runs as they are with it. Throws PromptTooLong, before anything is reserved, if a sequence would
+// have more than max_length tokens.
+py::tuple reserve_step(SequenceTable& t, const Ints& sequences, const Ints& n_new, int64_t max_length) {
+  const int64_t n = count_pairs(sequences, n_new, "n_new");
+  const int64_t* const ids = sequences.data();
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t length = t.length(ids[i]), room = max_length - length;
+    if (n_new.data()[i] > room)
+      throw PromptTooLong("a sequence would have " +
+                          std::to_string(static_cast<uint64_t>(length) + n_new.data()[i]) +
+                          " tokens; the model's context is " + std::to_string(max_length) +
+                          ": shorten the prompt or the horizon");
+  }
+  const Plan& plan = t.reserve(ids, n_new.data(), n);
+  try {
+    Table table({n, std::max<int64_t>(1, t.max_pages(ids, n))}), lengths(n);
+    t.page_tables(ids, n, table.mutable_data(), table.shape(1), lengths.mutable_data());
+    py::object shared = py::none();
+    if (n > 1) {
+      std::vector<int32_t> starts, pages;
+      t.shared_runs(ids, n_new.data(), n, &starts, &pages);
+      shared = py::make_tuple(to_numpy(starts), to_numpy(pages));
+    }
+    return py::make_tuple(plan.id, to_numpy(plan.slots), to_numpy(plan.positions), to_numpy(plan.source),
+                          to_numpy(plan.target), to_numpy(plan.tokens), lengths, table, shared);
+  } catch (...) {  // no memory for the arrays
+    t.rollback(plan.id);
+    throw;
+  }
+}
+
 py::dict stats_dict(const SequenceTable& table) {
   const CacheStats s = table.stats();
   py::dict d;
@@ -83,6 +116,8 @@ void bind_books(py::module_& m) {
       raise_as("CacheFull", error);
     } catch (const UnknownSequence& error) {
       raise_as("UnknownSequence", error);
+    } catch (const PromptTooLong& error) {
+      raise_as("PromptTooLong", error);
     }
   });
 
@@ -175,6 +210,8 @@ void bind_books(py::module_& m) {
             }
           },
           py::arg("sequences"), py::arg("n_new"), "(id, slots, positions, source, target, tokens)")
+      .def("reserve_step", &reserve_step, py::arg("sequences"), py::arg("n_new"), py::arg("max_length"),
+           "(id, slots, positions, source, target, tokens, lengths, page_table, shared runs or None)")
       .def("commit", &SequenceTable::commit, py::arg("plan"))
       .def("rollback", &SequenceTable::rollback, py::arg("plan"))
       .def(

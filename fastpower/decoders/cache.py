@@ -21,6 +21,12 @@ Handles = Sequence[int] | NDArray[np.int64]
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
+#: the ``shared`` argument of ``paged_attention``
+SharedRuns = tuple[NDArray[np.int32], NDArray[np.int32]]
+#: of a reservation without one: more than the books can hold
+_NO_LIMIT = 2**62
+
+
 class Copies(NamedTuple):
     """Page copies of a plan; C of them. No target is a source, all targets are distinct."""
 
@@ -38,6 +44,11 @@ class Plan(NamedTuple):
     slots: NDArray[np.int64]  #: (N,) page · page_size + offset of each new token
     positions: NDArray[np.int64]  #: (N,) position of each new token in its sequence
     copies: Copies  #: already done when ``PagedCache.reserve`` returns
+    lengths: NDArray[np.int32]  #: (S,) tokens of each sequence, new ones included
+    page_table: NDArray[np.int32]  #: (S, max_pages) pages of each sequence, new ones included; 0 behind the last
+    #: consecutive rows that begin with the same pages: starts (G+1,), pages (G,), int32. Rows starts[g] … starts[g+1]−1
+    #: share their first pages[g] pages, all full and before the new tokens (0: a row on its own); None for a single row
+    shared: SharedRuns | None
 
 
 class PagedCache:
@@ -140,16 +151,20 @@ class PagedCache:
 
     # ------------------------------------------------------------------------------- reserve, commit, rollback
 
-    def reserve(self, sequences: Handles, n_new: Handles) -> Plan:
+    def reserve(self, sequences: Handles, n_new: Handles, max_length: int | None = None) -> Plan:
         """Room for ``n_new[i]`` ≥ 1 more tokens of ``sequences[i]``, all or nothing; page copies are done.
+
+        The plan carries what a forward over these rows needs: page tables, lengths and shared runs.
 
         The caller writes K/V of all layers to ``plan.slots`` and then calls ``commit`` (lengths grow) or ``rollback``
         (everything as before, even if some slots were written). Until then these sequences cannot be forked, truncated
         or freed. Several plans over different sequences may be open. Raises CacheFull, ValueError for a sequence named
-        twice.
+        twice, PromptTooLong for one that would have more than ``max_length`` tokens.
         """
         sequences, n_new = np.asarray(sequences, np.int64), np.asarray(n_new, np.int64)
-        identity, slots, positions, source, target, tokens = self._books.reserve(sequences, n_new)
+        limit = _NO_LIMIT if max_length is None else max_length
+        step = self._books.reserve_step(sequences, n_new, limit)
+        identity, slots, positions, source, target, tokens, lengths, page_table, shared = step
         copies = Copies(source, target, tokens)
         try:
             if len(source):
@@ -158,7 +173,7 @@ class PagedCache:
         except BaseException:
             self._books.rollback(identity)
             raise
-        return Plan(identity, sequences, n_new, slots, positions, copies)
+        return Plan(identity, sequences, n_new, slots, positions, copies, lengths, page_table, shared)
 
     def commit(self, plan: Plan) -> None:
         """The slots of ``plan`` hold their tokens now. Raises ValueError if the plan is not open."""
@@ -209,20 +224,6 @@ class PagedCache:
         lengths = np.empty(len(sequences), np.int32)
         self._books.page_tables(sequences, table, lengths)
         return torch.from_numpy(table).to(self.device), torch.from_numpy(lengths).to(self.device)
-
-    def page_tables_into(self, sequences: Handles, page_table: NDArray[np.int32], lengths: NDArray[np.int32]) -> None:
-        """``page_tables`` into host buffers of the caller (S rows, contiguous). Raises ValueError, nothing written, if
-        ``page_table`` has too few columns."""
-        self._books.page_tables(sequences, page_table, lengths)
-
-    def shared_runs(self, sequences: Handles, n_query: Handles) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Consecutive sequences that begin with the same pages: the ``shared`` argument of ``paged_attention``.
-
-        ``starts (G+1,)``, ``pages (G,)``: sequences starts[g] … starts[g+1]−1 share their first pages[g] pages, all
-        full and before the last ``n_query[i]`` tokens of sequence i (0 for one on its own).
-        """
-        starts, pages = self._books.shared_runs(sequences, n_query)
-        return starts, pages
 
     # ---------------------------------------------------------------------------------------------- inspection
 

@@ -13,7 +13,7 @@ import torch
 from fastpower.decoders import cache as cache_module
 from fastpower.decoders.cache import PagedCache
 from fastpower.decoders.transfer import to_device
-from fastpower.errors import CacheFull, UnknownSequence
+from fastpower.errors import CacheFull, PromptTooLong, UnknownSequence
 
 LAYERS, HEADS, DIM = 3, 2, 5
 
@@ -126,10 +126,34 @@ def test_page_tables_are_int32_tensors_that_cover_reserved_tokens():
     table, lengths = cache.page_tables([a, b])
     assert table.dtype == lengths.dtype == torch.int32
     assert table.shape == (2, 3) and lengths.tolist() == [9, 7] and table[1, 2] == 0
-    buffers = np.full((2, 5), 77, np.int32), np.full(2, 77, np.int32)
-    cache.page_tables_into([a, b], *buffers)
-    assert np.array_equal(buffers[0][:, :3], table.numpy()) and not buffers[0][:, 3:].any()
     assert cache.page_tables([cache.add()])[0].shape == (1, 1), "kernels want at least one column"
+
+
+def test_a_plan_carries_what_a_forward_asks_the_books_for():
+    cache = make()
+    root = cache.add()
+    append(cache, {root: range(9)})
+    rows = [root, cache.fork(root, 9), cache.fork(root, 8), cache.add()]
+    plan = cache.reserve(rows, [3, 1, 6, 2])
+    table, lengths = cache.page_tables(rows)
+    assert plan.page_table.tolist() == table.tolist() and plan.lengths.tolist() == lengths.tolist() == [12, 10, 14, 2]
+    starts, pages = plan.shared
+    assert starts.tolist() == [0, 3, 4] and pages.tolist() == [2, 0] and starts.dtype == pages.dtype == np.int32
+    cache.rollback(plan)
+    assert cache.reserve([root], [1]).shared is None
+
+
+def test_a_row_past_the_context_is_refused_before_anything_is_reserved():
+    cache = make()
+    root, other = cache.add(), cache.add()
+    append(cache, {root: range(9)})
+    before = cache.stats()
+    for new in (4, 2**63 - 1):
+        with pytest.raises(PromptTooLong, match=f"have {9 + new} tokens; the model's context is 12: shorten"):
+            cache.reserve([other, root], [12, new], max_length=12)
+    assert cache.stats() == before
+    cache.commit(cache.reserve([other, root], [12, 3], max_length=12))
+    cache.check()
 
 
 def test_the_size_is_given_in_pages_tokens_or_bytes():

@@ -92,6 +92,7 @@ def test_every_error_path_leaves_the_table_usable():
         lambda: table.free_many([root, root]),
         lambda: table.reserve([root], [100]),
         lambda: table.reserve([root, 5], [1, 1]),
+        lambda: table.reserve_step([root, 5], [1, 1], 1 << 20),
         lambda: table.commit(9),
         lambda: table.page_tables([root], np.zeros((1, 2), np.int32), np.zeros(1, np.int32)),
         lambda: table.page_tables([root], np.zeros((0, 0), np.int32), np.zeros(0, np.int32)),
@@ -118,6 +119,7 @@ def test_empty_calls_do_nothing():
     nothing = np.empty(0, np.int64)
     assert table.fork_many(nothing, nothing).tolist() == []
     table.free_many(nothing)
+    table.rollback(table.reserve_step(nothing, nothing, 9)[0])
     plan, slots, *_ = table.reserve(nothing, nothing)
     assert slots.tolist() == []
     table.commit(plan)

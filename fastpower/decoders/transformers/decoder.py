@@ -321,14 +321,12 @@ class TransformersDecoder:
         if self._compiled is not None and len(batch.tokens) == len(batch.sequences):
             with self._substitution.paged():
                 return self._compiled(batch.tokens, batch.positions, batch.slots, batch.page_table, batch.lengths)
-        shared = self.cache.shared_runs(batch.sequences, batch.n_new) if len(batch.sequences) > 1 else None
-        keep = batch.starts[1:].astype(np.int64) - 1
-        return self._logits(batch, keep, shared)
+        return self._logits(batch, batch.starts[1:].astype(np.int64) - 1)
 
     def _all_logits(self, batch: PackedBatch, a: int = 0, b: int | None = None) -> Tensor:
         """(b − a, V) logits after tokens a … b − 1 (default: all), whose keys and values are computed now."""
         part = scores.part(batch, a, len(batch.tokens) if b is None else b)
-        return self._logits(part, np.arange(len(part.tokens)), None)
+        return self._logits(part, np.arange(len(part.tokens)))
 
     def _states(self, batch: PackedBatch) -> Callable[[PackedBatch, int, int], Tensor]:
         """The same where states are cheap to keep: one forward for all tokens, the head a chunk at a time."""
@@ -338,20 +336,15 @@ class TransformersDecoder:
         head = self._device.logits
         return lambda _, a, b: head(states[a:b])
 
-    def _logits(
-        self,
-        batch: PackedBatch,
-        keep: NDArray[np.int64],
-        shared: tuple[NDArray[np.int32], NDArray[np.int32]] | None,
-    ) -> Tensor:
+    def _logits(self, batch: PackedBatch, keep: NDArray[np.int64]) -> Tensor:
         """One packed forward; (len(keep), V) logits of the packed tokens ``keep``, valid until the next forward."""
-        tokens, positions, slots, _, _, starts, lengths, table = batch
+        tokens, positions, slots, _, _, starts, lengths, table, shared = batch
         if self._fused is not None and not self._fused.hooked:
             return self._fused(
                 self.cache.k, self.cache.v, tokens, positions, slots, table, starts, lengths, keep, shared
             )
         if self._device is not None and not self._device.hooked:
-            uploaded, kept = self._device.upload(batch, keep if len(keep) < len(tokens) else None, shared)
+            uploaded, kept = self._device.upload(batch, keep if len(keep) < len(tokens) else None)
             return self._device.logits(self._device.hidden(self.cache.k, self.cache.v, uploaded, kept))
         arrays = [tokens[None], positions[None], slots, table, starts, lengths, keep, *(shared or ())]
         ids, places, slots_, table_, starts_, lengths_, keep_, *groups = to_device(arrays, self.layout.device)

@@ -119,19 +119,15 @@ class DeviceForward:
         self._ropes = [(cos[:, :half].contiguous(), sin[:, :half].contiguous()) for cos, sin in tables]
         return True
 
-    def upload(
-        self,
-        batch: PackedBatch,
-        keep: NDArray[np.int64] | None = None,
-        shared: tuple[NDArray[np.int32], NDArray[np.int32]] | None = None,
-    ) -> tuple[Tokens, Tensor | None]:
+    def upload(self, batch: PackedBatch, keep: NDArray[np.int64] | None = None) -> tuple[Tokens, Tensor | None]:
         """A batch on the device in one upload, and which of its tokens are kept (None: all); tables long enough."""
         self.grow(int(batch.positions.max()) + 1)
         arrays: list[NDArray[Any]] = [batch.tokens, batch.positions, batch.slots]
-        arrays += [batch.page_table, batch.starts, batch.lengths, *(shared or ()), *(() if keep is None else (keep,))]
+        arrays += [batch.page_table, batch.starts, batch.lengths, *(batch.shared or ())]
+        arrays += [] if keep is None else [keep]
         parts = to_device(arrays, self.device)
         ids, positions, slots, table, starts, lengths = parts[:6]
-        groups = None if shared is None else (parts[6], parts[7])
+        groups = None if batch.shared is None else (parts[6], parts[7])
         return Tokens(ids, positions, slots, table, starts, lengths, groups), None if keep is None else parts[-1]
 
     def hidden(self, k: Tensor, v: Tensor, tokens: Tokens, keep: Tensor | None = None) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fastpower import kernels
 from fastpower.decoders.base import Draws, TokenDraws
-from fastpower.decoders.cache import PagedCache
+from fastpower.decoders.cache import PagedCache, Plan
 from fastpower.decoders.transfer import fill, join, places, split, views
 from fastpower.decoders.transformers.device_forward import DeviceForward, Tokens
 
@@ -143,7 +143,7 @@ class StaticStep:
     # ----------------------------------------------------------------------------------------------- internals
 
     def _upload(
-        self, graph: _Graph, size: tuple[int, int, int], plan: Any, sequences: Ints, tokens: Ints | None, draws: Draws
+        self, graph: _Graph, size: tuple[int, int, int], plan: Plan, sequences: Ints, tokens: Ints | None, draws: Draws
     ) -> None:
         rows = len(sequences)
         inputs = Inputs.empty(*size)
@@ -155,10 +155,7 @@ class StaticStep:
         inputs.keys[:rows] = np.ascontiguousarray(draws.keys, np.uint64).view(np.int64)
         inputs.counters[:rows], inputs.exclude[:rows] = draws.positions, draws.exclude
         inputs.alpha[:rows], inputs.exponents[:] = draws.alpha, draws.exponents
-        lengths = np.empty(rows, np.int32)
-        table = np.empty((rows, size[1]), np.int32)
-        self._cache.page_tables_into(sequences, table, lengths)
-        inputs.table[:rows], inputs.lengths[:rows] = table, lengths
+        inputs.table[:rows, : plan.page_table.shape[1]], inputs.lengths[:rows] = plan.page_table, plan.lengths
         # A fresh pinned buffer each time (torch caches them): the last one may still be on its way.
         staging = torch.empty(graph.buffer.shape, dtype=torch.uint8, pin_memory=graph.buffer.is_cuda)
         fill(staging, inputs)
