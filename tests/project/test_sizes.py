@@ -15,6 +15,7 @@ PARAMETERS = {
     "fastpower/generation.py": "the door that everybody comes through: each is a keyword with a default",
     "fastpower/integrations/transformers.py": "generate's decoding loops are called with what transformers decides",
     "fastpower/integrations/lm_eval.py": "the harness passes its --model_args as parameters",
+    "fastpower/decoders/transformers/attention.py": "the sizes that the plan of a step's attention depends on",
     "fastpower/decoders/transformers/compiled.py": "the arguments of a compiled graph are its static tensors",
 }
 #: more files than others, and why

@@ -8,9 +8,10 @@ import torch
 
 from fastpower.decoders.quantised.forward import QuantisedForward
 from fastpower.decoders.quantised.weights import Weights
-from fastpower.decoders.transformers.decoder import TransformersDecoder, paged_cache
+from fastpower.decoders.transformers.decoder import TransformersDecoder
 from fastpower.decoders.transformers.layout import KVLayout
 from fastpower.decoders.transformers.packing import Packer
+from fastpower.decoders.transformers.resources import paged_cache
 
 
 class QuantisedDecoder(TransformersDecoder):

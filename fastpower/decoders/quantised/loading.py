@@ -94,7 +94,7 @@ def quantise_model(
         model, tokenizer = load_model(model, dtype="auto", **kwargs)
         if model.dtype == torch.float16:
             model = model.to(torch.float32)
-    from fastpower.decoders.transformers.decoder import eos_ids
+    from fastpower.decoders.transformers.resources import eos_ids
 
     ends = eos_ids(model, tokenizer)
     weights = weights_of_model(model, kind, consume=loaded)

@@ -16,24 +16,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastpower import kernels
 from fastpower.decoders.ahead import StepAhead
 from fastpower.decoders.base import Draws, TokenDraws, TokenScores, Work
-from fastpower.decoders.cache import PagedCache
-from fastpower.decoders.transfer import to_device, to_host
+from fastpower.decoders.transfer import to_device
 from fastpower.decoders.transformers import scores, verification
 from fastpower.decoders.transformers.attention import Step, register_attention
 from fastpower.decoders.transformers.compiled import CompiledDecode
 from fastpower.decoders.transformers.device_forward import DeviceForward, device_forward
 from fastpower.decoders.transformers.fused import FusedForward
-from fastpower.decoders.transformers.layout import KVLayout, kv_layout, refuse_by_config, refuse_by_placement
+from fastpower.decoders.transformers.layout import kv_layout, refuse_by_config, refuse_by_placement
 from fastpower.decoders.transformers.packing import PackedBatch, Packer
+from fastpower.decoders.transformers.resources import eos_ids, paged_cache
 from fastpower.decoders.transformers.static_step import StaticStep
 from fastpower.decoders.transformers.substitution import Substitution
 from fastpower.decoders.transformers.weights import state_of
 from fastpower.kernels.dispatch import pick, resolve
 from fastpower.models import memory
-from fastpower.models.prompts import prompt_tokens, text_tokens
+from fastpower.models.prompts import text_tokens
 
 
 class TransformersDecoder:
@@ -245,10 +244,6 @@ class TransformersDecoder:
         """Token ids of plain text, with what the tokenizer puts first by itself (a BOS token, if it has one), once."""
         return text_tokens(self._tokenizer(), text)
 
-    def encode_prompt(self, prompt: str | Sequence[Any], *, chat: bool | None = None) -> list[int]:
-        """Token ids of a prompt through the chat template, if there is one; see ``fastpower.models.prompt_tokens``."""
-        return prompt_tokens(self._tokenizer(), prompt, chat=chat)
-
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of token ids, special tokens removed."""
         return str(self._tokenizer().decode(list(tokens), skip_special_tokens=True))
@@ -367,19 +362,7 @@ class TransformersDecoder:
         return logits
 
     def _draw(self, logits: Tensor, draws: Draws) -> TokenDraws:
-        alpha, exponents, rows, keys, positions, exclude = to_device(
-            [
-                np.ascontiguousarray(draws.alpha, np.float32),
-                np.ascontiguousarray(draws.exponents, np.float32),
-                np.ascontiguousarray(draws.rows, np.int64),
-                np.ascontiguousarray(draws.keys, np.uint64).view(np.int64),
-                np.ascontiguousarray(draws.positions, np.int64),
-                np.ascontiguousarray(draws.exclude, np.int64),
-            ],
-            self.layout.device,
-        )
-        drawn = kernels.sample_tokens(logits, alpha, exponents, rows, keys, positions, exclude, backend=self.backend)
-        return TokenDraws(*to_host(drawn))
+        return scores.draw(logits, draws, self.layout.device, self.backend)
 
     def _tokenizer(self) -> Any:
         if self.tokenizer is None:
@@ -391,57 +374,20 @@ class TransformersDecoder:
         longest = max(verification.LENGTHS)
         if self.max_length < longest or self.cache.free_pages < 2 * (1 + longest // self.cache.page_size):
             return
-
-        def paged(work: Sequence[Work]) -> Tensor:
-            with self._packer.reserved(work) as batch, torch.inference_mode():
-                return self._last_logits(batch).clone()
-
-        def own(text: list[int]) -> Tensor:
-            # "eager" is every model's definition of its attention; "sdpa" of some versions drops the soft cap
-            with torch.inference_mode(), self._substitution.attention("eager"):
-                ids = torch.tensor([text], dtype=torch.int64, device=self.layout.device)
-                logits: Tensor = self.model(input_ids=ids, use_cache=False).logits[0, -1]
-                return logits
-
-        sequences = [self.add(), self.add()]
+        sequences, name = [self.add(), self.add()], type(self.model).__name__
         try:
-            name = type(self.model).__name__
-            verification.verify(name, self.layout.dtype, self.vocab_size, sequences, paged, own)
+            verification.verify(name, self.layout.dtype, self.vocab_size, sequences, self._paged, self._as_it_is)
         finally:
             for sequence in sequences:
                 self.free(sequence)
 
+    def _paged(self, work: Sequence[Work]) -> Tensor:
+        with self._packer.reserved(work) as batch, torch.inference_mode():
+            return self._last_logits(batch).clone()
 
-def paged_cache(layout: KVLayout, cache_tokens: int | None, memory_fraction: float, page_size: int) -> PagedCache:
-    """A cache of that many tokens, or of that fraction of the memory that is free (at most 64 full contexts).
-
-    Raises OutOfMemory before anything is allocated.
-    """
-    per_token = 2 * layout.num_layers * layout.num_kv_heads * layout.head_dim * layout.dtype.itemsize
-    if cache_tokens is None:
-        affordable = int(memory.available(layout.device) * memory_fraction) // per_token
-        cache_tokens = max(min(affordable, 64 * layout.max_length, 2**31 - 1 - page_size), page_size)
-    pages = -(-cache_tokens // page_size)
-    memory.require(
-        pages * page_size * per_token,
-        f"a K/V cache of {pages * page_size} tokens (pages: {pages})",
-        "give a smaller cache_tokens or a narrower dtype, or free memory",
-        layout.device,
-    )
-    return PagedCache(
-        layout.num_layers,
-        layout.num_kv_heads,
-        layout.head_dim,
-        page_size=page_size,
-        cache_tokens=cache_tokens,
-        dtype=layout.dtype,
-        device=layout.device,
-    )
-
-
-def eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Stop tokens of the generation config and of the tokenizer; a model may have none."""
-    found = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ids = set(found) if isinstance(found, (list, tuple)) else {found}
-    ids.add(getattr(tokenizer, "eos_token_id", None))
-    return frozenset(int(token) for token in ids if token is not None)
+    def _as_it_is(self, text: list[int]) -> Tensor:
+        # "eager" is every model's definition of its attention; "sdpa" of some versions drops the soft cap
+        with torch.inference_mode(), self._substitution.attention("eager"):
+            ids = torch.tensor([text], dtype=torch.int64, device=self.layout.device)
+            logits: Tensor = self.model(input_ids=ids, use_cache=False).logits[0, -1]
+            return logits

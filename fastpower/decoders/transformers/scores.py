@@ -1,4 +1,4 @@
-"""Statistics of given tokens, a chunk of logits at a time."""
+"""What is read off logits: draws, and statistics of given tokens, a chunk of logits at a time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastpower import kernels
-from fastpower.decoders.base import TokenScores
+from fastpower.decoders.base import Draws, TokenDraws, TokenScores
 from fastpower.decoders.transfer import to_device, to_host
 from fastpower.decoders.transformers.packing import PackedBatch
 from fastpower.errors import InvalidLogits
@@ -20,6 +20,24 @@ from fastpower.errors import InvalidLogits
 SCORE_BYTES = 128 << 20
 
 Statistics = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
+
+
+def draw(logits: Tensor, draws: Draws, device: torch.device, backend: str) -> TokenDraws:
+    """``Decoder.forward``'s draws from (S, V) logits."""
+    alpha, exponents, rows, keys, positions, exclude = to_device(
+        [
+            np.ascontiguousarray(draws.alpha, np.float32),
+            np.ascontiguousarray(draws.exponents, np.float32),
+            np.ascontiguousarray(draws.rows, np.int64),
+            np.ascontiguousarray(draws.keys, np.uint64).view(np.int64),
+            np.ascontiguousarray(draws.positions, np.int64),
+            np.ascontiguousarray(draws.exclude, np.int64),
+        ],
+        device,
+    )
+    return TokenDraws(
+        *to_host(kernels.sample_tokens(logits, alpha, exponents, rows, keys, positions, exclude, backend=backend))
+    )
 
 
 def score(

@@ -29,7 +29,7 @@ class TestSmolLM2:
         assert greedy(decoder, texts, 24) == [generate(model, text, 24) for text in texts]
 
     def test_answer_stops_at_the_end_of_the_turn(self, decoder):
-        text = decoder.encode_prompt("What is the capital of France?")
+        text = prompt_tokens(decoder.tokenizer, "What is the capital of France?")
         (answer,) = greedy(decoder, [text], 12)
         assert 2 in answer
         assert decoder.decode(answer[: answer.index(2) + 1]) == "The capital of France is Paris."

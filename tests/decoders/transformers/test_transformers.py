@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fastpower.decoders.base import Decoder, Work
-from fastpower.decoders.transformers import TransformersDecoder
+from fastpower.decoders.transformers import TransformersDecoder, resources
 from fastpower.decoders.transformers import decoder as module
 from fastpower.decoders.transformers import scores as scoring
 from fastpower.errors import CacheFull, InvalidLogits, OutOfMemory, PromptTooLong, UnknownSequence
@@ -304,7 +304,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_allocated(tiny, monkeyp
     model = tiny("llama")
     per_page = 16 * 2 * 3 * 2 * 8 * 4
     monkeypatch.setattr(module.memory, "available", lambda device="cpu": 100 * per_page)
-    monkeypatch.setattr(module, "PagedCache", lambda *_, **__: pytest.fail("pages were allocated"))
+    monkeypatch.setattr(resources, "PagedCache", lambda *_, **__: pytest.fail("pages were allocated"))
     monkeypatch.setattr(module.FusedForward, "of", lambda model: pytest.fail("weights were packed"))
     with pytest.raises(
         OutOfMemory, match=r"1616 tokens \(pages: 101\) needs 0\.6 MiB, and 0\.6 MiB are available on cpu"
