@@ -21,7 +21,7 @@ class Work(NamedTuple):
 
 
 class Draws(NamedTuple):
-    """What to draw from the rows of one forward. B rows, D draws, E exponents; D may be 0."""
+    """What to draw from the rows of one forward. B rows of logits, D draws, E exponents; D may be 0."""
 
     alpha: NDArray[np.float32]  #: (B,) exponent of the proposal: draws are from softmax(alpha * logits)
     exponents: NDArray[np.float32]  #: (E,) exponents whose logz is wanted for every row
@@ -103,6 +103,22 @@ class Decoder(Protocol):
 
 
 @runtime_checkable
+class VerifyingDecoder(Decoder, Protocol):
+    """A decoder that draws at several fed positions of a row in one forward. Optional; without it nothing is guessed.
+
+    ``cheap_rows``, if it has that attribute, says up to how many fed tokens a forward costs little more than with one.
+    """
+
+    def verify(self, work: Sequence[Work], rows: Sequence[int], draws: Draws) -> TokenDraws:
+        """``forward`` with logits after each of the last ``rows[i]`` ≥ 1 tokens of ``work[i]``.
+
+        The B = Σ rows rows of ``draws`` and of the result are those of work[0] in order of position, then of work[1], …
+        A row has the bits that it would have if its tokens were fed one at a time, where ``batch_invariant``.
+        Raises like ``forward``, and ValueError for ``rows`` outside [1, tokens of the row].
+        """
+
+
+@runtime_checkable
 class PrefixDecoder(Decoder, Protocol):
     """A decoder that finds what finished sequences held again by its tokens. Optional; used if ``batch_invariant``,
     because only then a remembered prefix has the bits that it would be computed with."""
@@ -112,3 +128,14 @@ class PrefixDecoder(Decoder, Protocol):
 
     def match(self, tokens: Sequence[int]) -> tuple[int, int]:
         """(sequence, length): a new sequence that holds the longest remembered prefix of ``tokens`` (0: none)."""
+
+
+def check_rows(work: Sequence[Work], rows: Sequence[int]) -> None:
+    """Raise ValueError unless ``rows`` counts some of the last tokens of every row of ``work``."""
+    if len(rows) != len(work):
+        raise ValueError(
+            f"rows must count the drawn positions of every row of work: {len(work)} rows, {len(rows)} counts"
+        )
+    for i, (item, n) in enumerate(zip(work, rows, strict=True)):
+        if not 1 <= n <= len(item.tokens):
+            raise ValueError(f"rows[{i}] must lie in [1, {len(item.tokens)}], the tokens fed to that row, got {n}")

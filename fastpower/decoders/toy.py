@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastpower.decoders.base import Draws, TokenDraws, TokenScores, Work
+from fastpower.decoders.base import Draws, TokenDraws, TokenScores, Work, check_rows
 from fastpower.errors import CacheFull, InvalidLogits, UnknownSequence
 from fastpower.kernels import sample_tokens, score_tokens
 from fastpower.random import derive, uniforms
@@ -82,7 +82,7 @@ class ToyDecoder:
             raise ValueError(f"eos_ids must lie in [0, {vocab_size}), got {sorted(self.eos_ids)}")
         self.max_length = max_length
         self.cache_tokens = cache_tokens
-        self.rows = 0  #: rows forwarded so far
+        self.rows = 0  #: tokens fed to rows whose logits were wanted, so far
         self._backend = backend
         self._logits = logits
         self._root = _Node(None, -1)
@@ -167,9 +167,13 @@ class ToyDecoder:
         return paths
 
     def forward(self, work: Sequence[Work], draws: Draws) -> TokenDraws:
+        return self.verify(work, [1] * len(work), draws)
+
+    def verify(self, work: Sequence[Work], rows: Sequence[int], draws: Draws) -> TokenDraws:
+        check_rows(work, rows)
         paths = self._append(work)
-        self.rows += len(work)
-        logits = np.stack([self.row(path[-1]) for path in paths])
+        self.rows += sum(rows)
+        logits = np.stack([self.row(node) for path, n in zip(paths, rows, strict=True) for node in path[-n:]])
         out = sample_tokens(
             torch.from_numpy(logits),
             torch.from_numpy(draws.alpha),

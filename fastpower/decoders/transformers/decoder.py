@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastpower.decoders.ahead import StepAhead
-from fastpower.decoders.base import Draws, TokenDraws, TokenScores, Work
+from fastpower.decoders.base import Draws, TokenDraws, TokenScores, Work, check_rows
 from fastpower.decoders.transfer import to_device
 from fastpower.decoders.transformers import scores, verification
 from fastpower.decoders.transformers.attention import Step, register_attention
@@ -226,6 +226,19 @@ class TransformersDecoder:
             return self._plain(work, draws)
         with torch.inference_mode():
             return self._ahead.forward(work, draws)
+
+    def verify(self, work: Sequence[Work], rows: Sequence[int], draws: Draws) -> TokenDraws:
+        """``forward`` that draws at the last ``rows[i]`` positions of row i; see ``VerifyingDecoder``.
+
+        A chunk costs what as many rows of one token do: products read the weights once for all of them.
+        """
+        check_rows(work, rows)
+        self._settle()
+        with self._packer.reserved(work) as batch, torch.inference_mode():
+            ends, counts = batch.starts[1:].astype(np.int64), np.asarray(rows, np.int64)
+            before = np.cumsum(counts) - counts  # rows of logits before those of each row
+            keep = np.arange(counts.sum()) + np.repeat(ends - counts - before, counts)
+            return self._draw(self._logits(batch, keep), draws)
 
     def score(self, work: Sequence[Work], exponents: NDArray[np.float32]) -> list[TokenScores]:
         """Append every row's tokens and return their statistics, all or nothing; see ``Decoder.score``.

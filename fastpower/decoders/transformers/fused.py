@@ -81,7 +81,7 @@ class FusedForward:
 
         The logits are valid until the next call.
         """
-        begins = len(tokens) >= len(starts) or not positions.all()
+        begins = len(tokens) > len(keep) or not positions.all()  # every token of a step is drawn after
         if begins and self._version != self._current_version():
             self._pack()
         self._grow_ropes(int(positions.max()) + 1)
