@@ -44,6 +44,10 @@ class InvalidLogits(FastpowerError, ArithmeticError):
     """A logits row held NaN or +inf, or had no finite entry: no token can be drawn from it."""
 
 
+class InvalidGuess(FastpowerError, ValueError):
+    """A guesser raised, or returned a token outside the vocabulary. Only the chain it guessed for ends."""
+
+
 class BackendUnavailable(FastpowerError, RuntimeError):
     """A kernel backend that cannot run in this process or on these tensors; the message says why."""
 

@@ -93,6 +93,8 @@ class Result:
                 "shared_prefill_tokens": counts.shared_prefill_tokens,
                 "resumed_tokens": counts.resumed_tokens,
                 "prefetch_dropped_tokens": counts.prefetch_dropped_tokens,
+                "guesses_kept": counts.guesses_kept,
+                "guesses_dropped": counts.guesses_dropped,
             },
             prompt=list(job.prompt) if isinstance(job.prompt, tuple) else job.prompt,
         )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fastpower.decoders.base import Decoder, Draws, TokenDraws, Work
+from fastpower.decoders.base import Decoder, Draws, TokenDraws, VerifyingDecoder, Work
 from fastpower.scheduler.lanes import Lane
 from fastpower.scheduler.residence import Residence
 
@@ -19,13 +19,27 @@ class Batch:
     Work here is proportional to the rows and the tokens fed, never to what the sequences hold.
     """
 
-    __slots__ = ("alphas", "exclude", "firsts", "keys", "lanes", "positions", "rows", "tokens", "work")
+    __slots__ = (
+        "alphas",
+        "bases",
+        "counts",
+        "exclude",
+        "firsts",
+        "keys",
+        "lanes",
+        "positions",
+        "rows",
+        "tokens",
+        "work",
+    )
 
     def __init__(self, lanes: Sequence[Lane], residence: Residence, prefill_tokens: int) -> None:
         """Lanes without a sequence get one. Raises CacheFull; lanes that have got theirs keep it."""
         self.lanes = lanes
         self.work: list[Work] = []
         self.firsts: list[int] = []  #: per row: index of its first draw
+        self.bases: list[int] = []  #: per row: index of its first row of logits
+        self.counts: list[int] = []  #: per row: rows of logits
         self.rows: list[int] = []
         self.keys: list[int] = []
         self.positions: list[int] = []
@@ -33,7 +47,9 @@ class Batch:
         budget = prefill_tokens
         work, firsts, rows, keys = self.work, self.firsts, self.rows, self.keys
         positions, exclude = self.positions, self.exclude
-        for row, lane in enumerate(lanes):
+        self.alphas: list[float] = []
+        guessed = 0
+        for lane in lanes:
             sequence = lane.sequence
             if sequence is None:
                 residence.materialise(lane)
@@ -42,6 +58,23 @@ class Batch:
             tokens, fed = lane.tokens, lane.fed
             length = len(tokens)
             firsts.append(len(rows))
+            base = len(self.alphas)
+            self.bases.append(base)
+            self.alphas.append(lane.alpha)
+            self.counts.append(1)
+            if fed == length - 1 and lane.guess:
+                [member] = lane.members
+                work.append(Work(sequence, [tokens[fed], *lane.guess]))
+                n = len(lane.guess)
+                guessed += n
+                self.counts[-1] += n
+                self.alphas += [lane.alpha] * n
+                rows += range(base, base + n + 1)
+                keys += [member.key] * (n + 1)
+                positions += range(length, length + n + 1)
+                exclude += [-1 if member.drawn else member.request.exclude, *[-1] * n]
+                continue
+            lane.guess = []
             if fed == length - 1:
                 work.append(Work(sequence, tokens[fed:]))
             else:
@@ -52,12 +85,11 @@ class Batch:
                     continue  # a prefill chunk that is not the last
             for member in lane.members:
                 if member.draws_next:
-                    rows.append(row)
+                    rows.append(base)
                     keys.append(member.key)
                     positions.append(length)
                     exclude.append(-1 if member.drawn else member.request.exclude)
-        self.alphas: list[float] = [lane.alpha for lane in lanes]
-        self.tokens: int = len(lanes) + prefill_tokens - budget  #: fed by all rows
+        self.tokens: int = len(lanes) + prefill_tokens - budget + guessed  #: fed by all rows
 
     def forward(self, decoder: Decoder, exponents: NDArray[np.float32]) -> TokenDraws:
         """Run it. The arrays of the result are lists: single elements are read from here on. Raises CacheFull."""
@@ -69,5 +101,9 @@ class Batch:
             np.array(self.positions, np.int64),
             np.array(self.exclude, np.int64),
         )
-        out = decoder.forward(self.work, draws)
+        if len(self.alphas) > len(self.work):
+            assert isinstance(decoder, VerifyingDecoder)
+            out = decoder.verify(self.work, self.counts, draws)
+        else:
+            out = decoder.forward(self.work, draws)
         return TokenDraws(*(array.tolist() for array in out))

@@ -15,15 +15,16 @@ import contextlib
 import functools
 import itertools
 import operator
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from fastpower.chains.chain import Chain
 from fastpower.chains.job import Finished, Job
 from fastpower.chains.requests import Branch, Rollout, Score
-from fastpower.decoders.base import Decoder, TokenDraws
+from fastpower.decoders.base import Decoder, TokenDraws, VerifyingDecoder
 from fastpower.errors import CacheFull, InvalidLogits
 from fastpower.scheduler.batch import Batch
+from fastpower.scheduler.guesses import Guesser, Guesses, NgramGuesser
 from fastpower.scheduler.lanes import Lane, Member
 from fastpower.scheduler.port import SchedulerPort
 from fastpower.scheduler.residence import Residence
@@ -66,6 +67,9 @@ class Scheduler:
     that is batch-invariant). share_lanes=False: a row for every rollout. resume=False: every rollout begins with an
     empty cache and is fed its whole prefix. lock_step=True: chains wait for each other: rollouts are admitted only when
     those before them have all ended, chains only when all before them have finished.
+
+    guess: tokens fed per rollout and forward, at most, that are guesses of what it draws next (lossless; only in rows
+    that would be idle, and if the decoder is a ``VerifyingDecoder``); 0 = none. guesser: makes a prompt's ``Guesser``.
     """
 
     def __init__(
@@ -78,11 +82,18 @@ class Scheduler:
         share_lanes: bool = True,
         resume: bool = True,
         lock_step: bool = False,
+        guess: int = 0,
+        guesser: Callable[[Sequence[int]], Guesser] = NgramGuesser,
         on_step: Callable[[Scheduler], None] | None = None,
     ) -> None:
         for name, value in (("max_rows", max_rows), ("max_chains", max_chains), ("prefill_tokens", prefill_tokens)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if guess < 0:
+            raise ValueError(f"guess must be ≥ 0 tokens (0 = none), got {guess}")
+        self._guesses = Guesses(
+            guess if isinstance(decoder, VerifyingDecoder) else 0, guesser, decoder.vocab_size, _CHEAP_ROWS
+        )
         self.decoder = decoder
         self.max_rows = max_rows
         self.max_chains = max_chains or max_rows
@@ -269,12 +280,18 @@ class Scheduler:
             self._pressed = False
         self._forget_cancelled()
         self._admit()
+        if self._guesses.most:
+            self._plan_guesses()
         while self._lanes:
             try:
                 batch = Batch(self._lanes[: self.max_rows], self.residence, self.prefill_tokens)
                 out = batch.forward(self.decoder, self._running.exponent_array)
                 break
             except CacheFull as full:
+                if any(lane.guess for lane in self._lanes):  # guesses are the first to go
+                    for lane in self._lanes:
+                        lane.guess = []
+                    continue
                 if self._make_room(1):
                     continue
                 self._starved = not self._turns.alone() and self._turns.wait(0.0)
@@ -294,10 +311,14 @@ class Scheduler:
         survivors: list[Lane] = []
         eos_ids, status, firsts = self.decoder.eos_ids, out.status, batch.firsts
         for row, lane in enumerate(batch.lanes):
-            if lane.open or status[row] & _BAD_ROW or not lane.draws_alone():
+            if lane.guess:
+                self._verify(lane, row, batch, out, survivors)
+                continue
+            base = batch.bases[row]
+            if lane.open or status[base] & _BAD_ROW or not lane.draws_alone():
                 self._deliver(lane, row, batch, out, survivors)
                 continue
-            token, goes_on = lane.advance_alone(out, row, firsts[row], eos_ids)
+            token, goes_on = lane.advance_alone(out, base, firsts[row], eos_ids)
             if goes_on:
                 lane.tokens.append(token)
                 survivors.append(lane)
@@ -332,22 +353,56 @@ class Scheduler:
         if lane.open:
             self._close(lane)
             self.residence.share(lane)
-        status: int = out.status[row]
+        status: int = out.status[batch.bases[row]]
         if status & _BAD_ROW:
-            what = "NaN or +inf" if status & 1 else "no finite entry"
-            error = InvalidLogits(
-                f"the logits at position {len(lane.tokens)} hold {what}; check the model's weights and dtype"
-            )
-            self.residence.drop(lane)
-            for member in lane.members:
-                self._running.resolve(member.ticket, None, error)
+            self._fail(lane, _bad_row(status, len(lane.tokens)))
             return
-        groups, done = lane.advance(out, row, batch.firsts[row], self.decoder.eos_ids)
+        groups, done = lane.advance(out, batch.bases[row], batch.firsts[row], self.decoder.eos_ids)
         if done or len(groups) > 1:
             self._split(lane, groups, survivors, done)
             return
         [token] = groups
         lane.tokens.append(token)
+        survivors.append(lane)
+
+    def _plan_guesses(self) -> None:
+        lanes = [] if self._pressed or self._parked else self._lanes
+        for lane, error in self._guesses.plan(lanes):
+            self._lanes.remove(lane)
+            self._close(lane)
+            self._fail(lane, error)
+
+    def _fail(self, lane: Lane, error: Exception) -> None:
+        self.residence.drop(lane)
+        for member in lane.members:
+            self._running.resolve(member.ticket, None, error)
+
+    def _verify(self, lane: Lane, row: int, batch: Batch, out: TokenDraws, survivors: list[Lane]) -> None:
+        """Take what the only member drew behind its last token and its guesses, in order, as far as they hold."""
+        assert lane.sequence is not None
+        [member] = lane.members
+        guess, lane.guess = lane.guess, []
+        lane.feed(1)
+        if lane.open:
+            self._close(lane)
+            self.residence.share(lane)
+        base, draw = batch.bases[row], batch.firsts[row]
+        for kept in range(len(guess) + 1):
+            status = out.status[base + kept]
+            if status & _BAD_ROW:
+                self._fail(lane, _bad_row(status, len(lane.tokens)))
+                return
+            token, goes_on = lane.take_alone(out, base + kept, draw + kept, self.decoder.eos_ids)
+            if not goes_on:
+                lane.matched(len(guess), kept, False)
+                self._split(lane, {}, survivors, [(member, token)])
+                return
+            lane.tokens.append(token)
+            if kept == len(guess) or token != guess[kept]:
+                break
+            lane.fed += 1
+        lane.matched(len(guess), kept, kept < len(guess))
+        self.decoder.truncate(lane.sequence, lane.fed)
         survivors.append(lane)
 
     def _split(
@@ -357,6 +412,7 @@ class Scheduler:
         branches: dict[int, Branch] = {}
         for member, token in done:  # equal tokens share one branch, so that their next rollouts share a lane
             self._pressed = False
+            self._guesses.saw(lane, token, member.request.length, member.ticket.chain.prompt)
             if member.gave_up:
                 self._running.resolve(member.ticket, member.suffix(None))
                 continue
@@ -381,6 +437,11 @@ class Scheduler:
                 child.sequence = self.decoder.fork(lane.sequence, lane.fed)
                 child.fed = lane.fed
             survivors.append(child)
+
+
+def _bad_row(status: int, position: int) -> InvalidLogits:
+    what = "NaN or +inf" if status & 1 else "no finite entry"
+    return InvalidLogits(f"the logits at position {position} hold {what}; check the model's weights and dtype")
 
 
 _rank = operator.attrgetter("rank")
