@@ -398,9 +398,11 @@ class TransformersDecoder:
         with self._packer.reserved(work) as batch, torch.inference_mode():
             return self._last_logits(batch).clone()
 
-    def _as_it_is(self, text: list[int]) -> Tensor:
-        # "eager" is every model's definition of its attention; "sdpa" of some versions drops the soft cap
-        with torch.inference_mode(), self._substitution.attention("eager"):
-            ids = torch.tensor([text], dtype=torch.int64, device=self.layout.device)
-            logits: Tensor = self.model(input_ids=ids, use_cache=False).logits[0, -1]
-            return logits
+    def _as_it_is(self, text: list[int], attention: str) -> Tensor:
+        ids = torch.tensor([text], dtype=torch.int64, device=self.layout.device)
+        with torch.inference_mode():
+            if attention == "float32":
+                return verification.float32_logits(self.model, ids)
+            with self._substitution.attention(attention):
+                logits: Tensor = self.model(input_ids=ids, use_cache=False).logits[0, -1]
+        return logits

@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 
 import pytest
+import torch
 import transformers as hf
 
 from fastpower.decoders.transformers import TransformersDecoder
 from fastpower.errors import UnsupportedModel
+from tests.tiny_models import tiny_model
 
 SMALL = dict(vocab_size=131, hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4)
 REFUSED = {
@@ -84,6 +86,27 @@ def test_hidden_state_is_found_by_comparing_with_the_models_own_attention(tiny):
     with pytest.raises(UnsupportedModel, match="outside the K/V cache"):
         TransformersDecoder(model, cache_tokens=64)
     TransformersDecoder(model, cache_tokens=64, verify=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_hidden_state_is_found_in_16_bits_too(tiny, dtype):
+    model = CountingLlama(tiny("llama").config).eval()
+    model.load_state_dict(tiny("llama").state_dict())
+    with pytest.raises(UnsupportedModel, match="outside the K/V cache"):
+        TransformersDecoder(model.to(dtype), cache_tokens=64)
+
+
+@pytest.mark.parametrize("size", [50.0, 354.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_model_whose_keys_have_large_biases_is_not_refused_for_its_own_rounding(size, seed):
+    """Qwen2.5 in bfloat16: its eager attention is farther from float32 than ours is."""
+    model = tiny_model("qwen2", torch.float32, seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            bias = layer.self_attn.k_proj.bias
+            bias.copy_(size * (2 * torch.rand(bias.shape, generator=generator) - 1))
+    TransformersDecoder(model.to(torch.bfloat16), cache_tokens=64)
 
 
 @pytest.mark.parametrize(
