@@ -15,6 +15,8 @@ import numpy as np
 
 Record = Mapping[str, Any]
 
+FEW = 20  #: below so many problems, bootstrap intervals and standard errors are too narrow
+
 
 class Estimate(NamedTuple):
     """A mean over problems."""
@@ -116,9 +118,9 @@ def paired_bootstrap(
     shared = [name for name in a if name in b]
     if not shared:
         raise ValueError("paired_bootstrap: the two methods share no problem")
-    if len(shared) < 20:
+    if len(shared) < FEW:
         warnings.warn(
-            f"a bootstrap over {len(shared)} problems: below 20 its intervals are too narrow; use more problems",
+            f"a bootstrap over {len(shared)} problems: below {FEW} its intervals are too narrow; use more problems",
             stacklevel=2,
         )
     gaps = np.array([a[name] - b[name] for name in shared])

@@ -6,6 +6,8 @@ import re
 import shutil
 import subprocess
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,12 @@ import pytest
 from fastpower.evaluate.engine import local_engine
 from fastpower.evaluate.evaluation import Evaluation, evaluate
 from fastpower.evaluate.report import charts, write_report
+from fastpower.evaluate.report.report import page
 from fastpower.evaluate.report.svg import Chart, log_ticks, ticks
 from fastpower.evaluate.runs import read_records
-from fastpower.evaluate.summary import summarise, wall_clock
+from fastpower.evaluate.summary import Row, summarise, wall_clock
 from fastpower.results import traces
+from fastpower.results.colours import DARK
 from fastpower.samplers.methods import parse_methods
 from tests.evaluate.toys import toy_model, toy_task
 
@@ -73,6 +77,75 @@ def test_text_from_a_model_cannot_break_the_page(report: Path, tmp_path: Path) -
     shutil.copy(report.parent / "config.json", tmp_path)
     root = _tree(write_report(tmp_path, records, summarise(records)))
     assert len(list(root.iter("script"))) == 1 and not list(root.iter("img"))
+
+
+def _rows(accuracies: Sequence[float], problems: int = 30) -> list[Row]:
+    records = [
+        {"method": f"mh(moves={m},block={4 * m},cuts='entropy',chains={m * m})", "problem": f"p{p}", "chain": 0}
+        | {"correct": p < round(rate * problems), "answer": "1", "logp": -1.0, "token_ids": [1], "ended": True}
+        | {"decoded_tokens": 20 + m}
+        for m, rate in enumerate(accuracies)
+        for p in range(problems)
+    ]
+    return summarise(records)
+
+
+@pytest.mark.parametrize("accuracies", [(0.0, 0.0), (1.0, 0.97, 1.0), (0.03, 0.99), (0.5, 0.5, 0.5, 0.5)])
+def test_accuracies_stay_within_the_axis_and_labels_name_every_setting(accuracies: tuple[float, ...]) -> None:
+    rows = _rows(accuracies)
+    svg = charts.accuracy_against(rows, [row.decoded_tokens for row in rows], "tokens")
+    assert svg is not None
+    root = ElementTree.fromstring(svg)
+    shown = [float(t.text.split()[0]) for t in root.iter("text") if (t.text or "").endswith(" %")]  # type: ignore[union-attr]
+    assert min(shown) >= 0 and max(shown) <= 100
+    labels = [t for t in root.iter("text") if t.get("class") == "label"]
+    text = "".join(str(t.text) for t in labels)
+    assert all(part + "," in text or part in text for row in rows for part in row.method.split(","))
+    _, _, width, height = map(float, root.attrib["viewBox"].split())
+    spots = [(float(t.attrib["x"]), float(t.attrib["y"]), 3.0 * len(str(t.text))) for t in labels]
+    assert all(10 < y < height and 0 < x < width for x, y, _ in spots)
+    for i, (x, y, half) in enumerate(spots):  # no label over another
+        assert not [1 for a, b, other in spots[:i] if abs(x - a) < half + other and abs(y - b) < 11]
+
+
+@pytest.mark.parametrize(
+    "method", ["plain", "mh(moves=2)", "smc(" + ",".join(f"setting_{i}={i}" for i in range(9)) + ")"]
+)
+def test_a_label_loses_nothing_and_is_broken_where_it_is_long(method: str) -> None:
+    lines = charts.label_lines(method)
+    assert "".join(lines) == method and max(map(len, lines)) <= 44
+
+
+@pytest.mark.parametrize("problems, warned", [(1, True), (19, True), (20, False)])
+@pytest.mark.filterwarnings("ignore:a bootstrap over")
+def test_a_run_over_few_problems_says_so(problems: int, warned: bool) -> None:
+    text = page({"task": "t"}, {}, [], _rows([0.5, 0.6], problems))
+    assert (f"<b>{problems} problem{'' if problems == 1 else 's'} only.</b>" in text) == warned
+
+
+def test_log_p_over_moves_is_per_token_and_of_the_last_stage() -> None:
+    moves = [(0, 4, -8.0), (1, 8, -8.0), (1, 10, -5.0)]
+    trace = [{"stage": s, "cut": 1, "accepted": True, "length": n, "logp": v} for s, n, v in moves]
+    svg = charts.logp_over_moves({"mh": [_record(trace=trace)]}, {"mh": "#000"})
+    assert re.findall(r"mh, move (\d): (\S+) nats per token", str(svg)) == [("1", "-1.000"), ("2", "-0.500")]
+
+
+def test_every_colour_of_a_chart_has_one_for_dark_pages(report: Path) -> None:
+    svgs = re.findall(r"<svg.*?</svg>", report.read_text(), re.S)
+    used = {c for svg in svgs for c in re.findall(r'(?:fill|stroke)="(#\w+)"', svg)}
+    assert used and used <= set(DARK)
+    assert len({c.lower() for c in DARK}) == len(DARK)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+def test_a_phone_scrolls_tables_and_charts_but_not_the_page(report: Path, tmp_path: Path) -> None:
+    frame = tmp_path / "frame.html"
+    onload = "document.title = 'width ' + this.contentDocument.documentElement.scrollWidth"
+    page = f'<iframe width="375" height="800" style="border:0" onload="{onload}" srcdoc="{escape(report.read_text())}">'
+    frame.write_text(f'<meta charset="utf-8">{page}</iframe>')
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--dump-dom"]
+    dom = subprocess.run([str(BROWSER), *flags, frame.as_uri()], capture_output=True, text=True, timeout=120).stdout
+    assert "<title>width 375</title>" in dom
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")

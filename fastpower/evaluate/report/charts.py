@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from fastpower.evaluate.report.svg import Chart, number, side_label
+from fastpower.evaluate.report.svg import TOP, Chart, number, side_label
 from fastpower.evaluate.statistics import Record
 from fastpower.evaluate.summary import Row
-from fastpower.results.colours import BAD, COLOURS, GOOD, INK, MUTED
+from fastpower.results.colours import BAD, COLOURS, FAINT, GOOD, INK, MUTED, PAPER
 from fastpower.results.traces import acceptance_by_position, ancestry, ess_curve, lineage, moves_of, particles_of
 
 
@@ -27,7 +28,7 @@ def accuracy_against(rows: Sequence[Row], costs: Sequence[float | None], x_label
     tops = [row.accuracy.mean + _se(row) for row, _, _ in points]
     bottoms = [row.accuracy.mean - _se(row) for row, _, _ in points]
     span = max(max(tops) - min(bottoms), 0.1)
-    y = (max(0.0, min(bottoms) - 0.1 * span), max(tops) + 0.3 * span)  # room for the labels
+    y = (max(0.0, min(bottoms) - 0.1 * span), min(1.0, max(tops) + 0.1 * span))  # an accuracy, standard error or not
     chart = Chart(f"accuracy against {x_label}", x_label, "accuracy", (low / 1.5, high * 1.5), y, log_x=True)
     chart.y_format = percent
     _labels(chart, points)
@@ -43,19 +44,36 @@ def _se(row: Row) -> float:
 
 
 def _labels(chart: Chart, points: Sequence[tuple[Row, float, int]]) -> None:
-    """Names above the error bars, moved up where they would meet; settings in brackets are left to the table."""
-    placed: list[tuple[float, float, float]] = []
-    for row, cost, i in sorted(points, key=lambda point: point[0].accuracy.mean + _se(point[0])):
-        name, bracket, _ = row.method.partition("(")
-        text = f"{name}(…)" if bracket else name
-        half = 3.7 * len(text)
+    """Methods with their settings above the error bars, moved up where they would meet; the chart grows with them."""
+    placed: list[tuple[float, float, float, list[str]]] = []  # middle, lowest baseline, half the width, lines
+    bars = [(chart.px(c), *(chart.py(r.accuracy.mean + s * _se(r)) for s in (1, -1))) for r, c, _ in points]
+    for row, cost, _ in (points := sorted(points, key=lambda point: point[0].accuracy.mean + _se(point[0]))):
+        lines = label_lines(row.method)
+        half = 3.7 * max(map(len, lines))
         x = min(max(chart.px(cost), chart.left + half), chart.width - half)
-        top = chart.py(row.accuracy.mean + _se(row)) - 5
-        while any(abs(x - px) < half + other and abs(top - py) < 13 for px, py, other in placed):
-            top -= 1
-        placed.append((x, top, half))
-        dx, dy = x - chart.px(cost), top - chart.py(row.accuracy.mean)
-        chart.text(cost, row.accuracy.mean, text, COLOURS[i % len(COLOURS)], dx=dx, dy=dy, anchor="middle")
+        low = chart.py(min(chart.y[1], row.accuracy.mean + _se(row))) - 7
+        while any(
+            abs(x - other) < half + wide and low > base - 13 * len(above) and base > low - 13 * len(lines)
+            for other, base, wide, above in placed
+        ) or any(abs(x - at) < half + 2 and low > top - 3 and low - 13 * len(lines) < end for at, top, end in bars):
+            low -= 1
+        placed.append((x, low, half, lines))
+    chart.grow(max(13 * len(lines) - low for _, low, _, lines in placed))
+    grown = chart.top - TOP
+    for (row, cost, i), (x, low, _, lines) in zip(points, placed, strict=True):
+        for k, line in enumerate(reversed(lines)):
+            dx, dy = x - chart.px(cost), low + grown - 13 * k - chart.py(row.accuracy.mean)
+            chart.text(cost, row.accuracy.mean, line, COLOURS[i % len(COLOURS)], dx=dx, dy=dy, anchor="middle")
+
+
+def label_lines(method: str, width: int = 44) -> list[str]:
+    """A method with all its settings, broken behind commas into lines of about ``width`` characters."""
+    lines = [""]
+    for part in re.findall(r"[^,]+,?|,", method):
+        if lines[-1] and len(lines[-1]) + len(part) > width:
+            lines.append("")
+        lines[-1] += part
+    return lines
 
 
 def acceptance(records: Mapping[str, Sequence[Record]], colours: Mapping[str, str]) -> str | None:
@@ -77,10 +95,13 @@ def acceptance(records: Mapping[str, Sequence[Record]], colours: Mapping[str, st
 
 
 def logp_over_moves(records: Mapping[str, Sequence[Record]], colours: Mapping[str, str]) -> str | None:
-    """log p after every move of the last stage, averaged over answers; one line per method with moves."""
+    """log p per token after every move of the last stage, averaged over answers; one line per method with moves.
+
+    Earlier stages hold shorter answers, and answers differ in length: sums over them would show lengths.
+    """
     curves: dict[str, np.ndarray[Any, Any]] = {}
     for name, group in records.items():
-        traces = [[m["logp"] for m in _last_stage(moves_of(r))] for r in group]
+        traces = [[per_token(m) for m in _last_stage(moves_of(r))] for r in group]
         traces = [t for t in traces if t]
         if traces:
             length = max(map(len, traces))
@@ -91,13 +112,26 @@ def logp_over_moves(records: Mapping[str, Sequence[Record]], colours: Mapping[st
     low, high = min(c.min() for c in curves.values()), max(c.max() for c in curves.values())
     longest, margin = max(len(c) for c in curves.values()), 0.06 * (high - low)  # no line along the frame
     low, high = low - margin, high + margin
-    chart = Chart("log p over moves", "move of the last stage", "mean log p (nats)", (1, max(longest, 2)), (low, high))
+    chart = Chart(
+        "log p per token over moves",
+        "move of the last stage",
+        "log p per token (nats)",
+        (1, max(longest, 2)),
+        (low, high),
+    )
     chart.whole_x = True
     for name, curve in curves.items():
         chart.line(list(range(1, len(curve) + 1)), curve.tolist(), colours[name], 2)
         for i, value in enumerate(curve):
-            chart.dot(i + 1, float(value), colours[name], f"{name}, move {i + 1}: {value:.2f} nats", radius=2.5)
+            chart.dot(
+                i + 1, float(value), colours[name], f"{name}, move {i + 1}: {value:.3f} nats per token", radius=2.5
+            )
     return chart.svg()
+
+
+def per_token(move: Mapping[str, Any]) -> float:
+    """log p of the answer after a move, divided by its tokens."""
+    return float(move["logp"]) / max(int(move["length"]), 1)
 
 
 def _last_stage(moves: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -131,21 +165,21 @@ def _move(i: int, move: Mapping[str, Any], x: float, end: float, y: float, pitch
     tip = f"move {i + 1}, cut at token {move['cut']}: {word}, log p {move['logp']:.2f}"
     circle = f'cx="{x:.1f}" cy="{y:.1f}" r="{max(1.6, min(3.6, pitch * 0.45)):.1f}"'
     if not move["accepted"]:
-        return f'<circle {circle} fill="#fff" stroke="{BAD}" stroke-width="1.3"><title>{tip}</title></circle>'
+        return f'<circle {circle} fill="{PAPER}" stroke="{BAD}" stroke-width="1.3"><title>{tip}</title></circle>'
     ends = f'x1="{x:.1f}" x2="{end:.1f}" y1="{y:.1f}" y2="{y:.1f}"'
     line = f'<line {ends} stroke="{GOOD}" stroke-opacity=".35" stroke-width="{max(pitch * 0.5, 1):.1f}"/>'
     return f'{line}<circle {circle} fill="{GOOD}"><title>{tip}</title></circle>'
 
 
 def logp_trace(record: Record) -> str | None:
-    """log p of the current answer after every move; stages are set apart."""
+    """log p per token of the current answer after every move; stages, whose answers grow, are set apart."""
     moves = moves_of(record)
     if not moves:
         return None
-    values = [float(m["logp"]) for m in moves]
+    values = [per_token(m) for m in moves]
     margin = 0.06 * (max(values) - min(values))
     y = (min(values) - margin, max(values) + margin)
-    chart = Chart("log p over moves", "move", "log p (nats)", (0.5, len(values) + 0.5), y)
+    chart = Chart("log p per token over moves", "move", "log p per token (nats)", (0.5, len(values) + 0.5), y)
     chart.whole_x = True
     for i in range(1, len(moves)):
         if moves[i].get("stage") != moves[i - 1].get("stage"):
@@ -153,7 +187,9 @@ def logp_trace(record: Record) -> str | None:
     chart.line(list(range(1, len(values) + 1)), values, INK, 1.4)
     for i, (move, value) in enumerate(zip(moves, values, strict=True)):
         word = "accepted" if move["accepted"] else "rejected"
-        tip = f"move {i + 1} (stage {move.get('stage', 0)}): {word}, log p {value:.2f}, {move['length']} tokens"
+        tip = (
+            f"move {i + 1} (stage {move.get('stage', 0)}): {word}, log p {value:.3f} per token, {move['length']} tokens"
+        )
         chart.dot(i + 1, value, GOOD if move["accepted"] else BAD, tip, radius=3.2, hollow=not move["accepted"])
     return chart.svg()
 
@@ -186,7 +222,7 @@ def genealogy(record: Record) -> str | None:
     line = lineage(record)
     for t, ancestors in enumerate(generations):
         for child, parent in enumerate(ancestors):
-            chart.segment((t, parent), (t + 1, child), "#b8c0cc", 0.9)
+            chart.segment((t, parent), (t + 1, child), FAINT, 0.9)
     for t in range(len(line) - 1):
         chart.segment((t, line[t]), (t + 1, line[t + 1]), COLOURS[1], 2.4)
     return chart.svg()

@@ -2,19 +2,54 @@
 
 from __future__ import annotations
 
+from fastpower.results.colours import BAD, DARK, GOOD, INK, MUTED, PAPER
+
+_LIGHT_NAMES = {
+    "ink": INK,
+    "muted": MUTED,
+    "rule": "#e3e7ee",
+    "paper": PAPER,
+    "soft": "#f6f7fa",
+    "good": GOOD,
+    "bad": BAD,
+}
+_DARK_NAMES = {name: DARK.get(colour, "") for name, colour in _LIGHT_NAMES.items()} | {
+    "rule": "#2c3440",
+    "soft": "#0f131a",
+}
+
+
+def _names(colours: dict[str, str]) -> str:
+    return "".join(f"--{name}:{colour};" for name, colour in colours.items())
+
+
 #: Ten steps from paper to deep orange; step i stands for i/3 … (i+1)/3 nats.
 HEAT = (
     "#ffffff", "#fff4e2", "#ffe8c4", "#ffdaa3", "#ffc980", "#ffb45f", "#fb9b45", "#f17f33", "#e2632a", "#cf4a26",
 )  # fmt: skip
 
-_HEAT_RULES = "".join(
-    f".by-entropy .e{i},.by-surprise .s{i},.l{i}{{background:{colour}{';color:#fff' if i > 7 else ''}}}"
-    for i, colour in enumerate(HEAT)
+#: The same on a dark page: from its paper to a bright orange that carries dark text.
+HEAT_DARK = (
+    "#171c24", "#2c2520", "#412e1d", "#57371c", "#6f411d", "#894d20", "#a65b26", "#c46b2d", "#e07f3a", "#f6984f",
+)  # fmt: skip
+
+
+def _heat(colours: tuple[str, ...], strong: str) -> str:
+    return "".join(
+        f".by-entropy .e{i},.by-surprise .s{i},.l{i}{{background:{colour}{f';color:{strong}' if i > 7 else ''}}}"
+        for i, colour in enumerate(colours)
+    )
+
+
+#: Charts and keys name their colours in attributes, which any rule of the style outranks.
+_DARK_MARKS = "".join(
+    f'[fill="{light}"]{{fill:{dark}}}[stroke="{light}"]{{stroke:{dark}}}.key[style*="{light}"]{{background:{dark}!important}}'
+    for light, dark in DARK.items()
 )
 
 STYLE = (
+    f"\n:root{{color-scheme:light dark;{_names(_LIGHT_NAMES)}}}"
     """
-:root{--ink:#1f2733;--muted:#667085;--rule:#e3e7ee;--paper:#fff;--soft:#f6f7fa}
 *{box-sizing:border-box}
 body{margin:0;background:var(--soft);color:var(--ink);font:15px/1.55 system-ui,"Segoe UI",Roboto,"Helvetica Neue",
 "DejaVu Sans",sans-serif}
@@ -46,13 +81,13 @@ figcaption{font-weight:600;font-size:14px;margin-bottom:4px}
 article>figure{margin:16px 0}
 svg{display:block;width:100%;height:auto}
 svg text{font-family:inherit;font-size:12px}
-svg .tick{fill:#667085;font-size:11px;font-variant-numeric:tabular-nums}
-svg .axis{fill:#475467}
-svg .label{font-weight:600;paint-order:stroke;stroke:#fff;stroke-width:3px}
+svg .tick{fill:var(--muted);font-size:11px;font-variant-numeric:tabular-nums}
+svg .axis{fill:var(--muted)}
+svg .label{font-weight:600;paint-order:stroke;stroke:var(--paper);stroke-width:3px}
 .picker{display:flex;flex-wrap:wrap;gap:10px 24px;align-items:center;margin-bottom:14px;color:var(--muted)}
 .picker label{display:inline-flex;align-items:center;gap:7px;min-width:0}
-select{font:inherit;padding:4px 8px;border:1px solid #cfd5df;border-radius:7px;background:#fff;color:var(--ink);
-max-width:440px}
+select{font:inherit;padding:4px 8px;border:1px solid var(--rule);border-radius:7px;background:var(--paper);
+color:var(--ink);max-width:min(440px,100%);min-width:0}
 .scale i{display:inline-block;width:18px;height:12px;border:1px solid var(--rule);border-width:1px 0}
 .question{white-space:pre-wrap;margin:0 0 8px;padding:10px 14px;background:var(--soft);border-radius:8px}
 .reference{margin:0 0 10px}
@@ -64,20 +99,29 @@ cursor:pointer}
 button.on{color:var(--ink);border-color:var(--ink);font-weight:600}
 .verdict{margin:0 0 10px}
 .verdict span{color:var(--muted);margin-left:12px;font-size:14px}
-.right{color:#12805c}.wrong{color:#c4402f}
+.right{color:var(--good)}.wrong{color:var(--bad)}
 .answer{white-space:pre-wrap;overflow-wrap:anywhere;font:13.5px/1.75 ui-monospace,"DejaVu Sans Mono",Menlo,Consolas,
 monospace;border:1px solid var(--rule);border-radius:8px;padding:10px 14px;max-height:420px;overflow-y:auto}
 .answer span{border-radius:2px;padding:1px 0}
 .answer span:hover{outline:1.5px solid var(--ink)}
 .answer em{color:var(--muted);font-size:12px}
 .dot{display:inline-block;width:9px;height:9px;border-radius:50%}
-.yes{background:#12805c}.no{border:1.6px solid #c4402f}
+.yes{background:var(--good)}.no{border:1.6px solid var(--bad)}
 figcaption{color:var(--ink)}
 [hidden]{display:none}
-@media(max-width:820px){.figures,div.figures{grid-template-columns:1fr}}
+.warning{margin:0 0 12px;padding:8px 12px;border-left:3px solid var(--bad);background:var(--soft);font-size:14px}
+@media(max-width:820px){.figures,div.figures{grid-template-columns:minmax(0,1fr)}}
+@media(max-width:560px){main{padding:14px 8px 40px}section{padding:12px 10px}h1{font-size:22px}
+td:first-child{white-space:normal;overflow-wrap:anywhere;min-width:120px}
+figure{overflow-x:auto}figure svg{min-width:430px}article>figure svg{min-width:640px}
+.verdict span{display:block;margin:4px 0 0}.picker label{flex-wrap:wrap}}
 @media print{body{background:#fff}section{break-inside:avoid}}
 """
-    + _HEAT_RULES
+    + _heat(HEAT, "#fff")
+    + f"@media screen and (prefers-color-scheme:dark){{:root{{{_names(_DARK_NAMES)}}}"
+    + _DARK_MARKS
+    + _heat(HEAT_DARK, "#171c24")
+    + "}"
 )
 
 # No ampersand and no less-than sign: the page stays well-formed XML.

@@ -34,15 +34,18 @@ def plot_cost(rows: Sequence[Row], cost: str = "decoded_tokens", ax: Axes | None
     points = [(i, row, getattr(row, cost)) for i, row in enumerate(rows) if getattr(row, cost)]
     for i, row, total in points:
         x = total / row.answers if cost == "wall_seconds" else total
-        se = 0.0 if np.isnan(row.accuracy.se) else row.accuracy.se
+        mean, se = row.accuracy.mean, 0.0 if np.isnan(row.accuracy.se) else row.accuracy.se
+        bar = [[min(se, mean)], [min(se, 1.0 - mean)]]  # an accuracy is within 0 and 1, standard error or not
         ax.errorbar(
-            x, row.accuracy.mean, yerr=se, fmt="o", color=COLOURS[i % len(COLOURS)], capsize=2, label=row.method
+            x, mean, yerr=bar, fmt="o", color=COLOURS[i % len(COLOURS)], capsize=2, label=row.method, clip_on=False
         )
     ax.set_xscale("log")
     ax.xaxis.set_major_formatter("{x:g}")  # 20, not 2 × 10¹
     ax.xaxis.set_minor_formatter(_first_digits)
     ax.margins(x=0.12)
     if points:
+        low, high = ax.get_ylim()
+        ax.set_ylim(max(0.0, low), min(1.0, high))
         ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     label = "tokens decoded per answer" if cost == "decoded_tokens" else "seconds per answer, all together"
     return finish(ax, f"Accuracy against {label.split(' per')[0]}", label, "accuracy")

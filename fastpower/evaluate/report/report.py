@@ -11,7 +11,7 @@ from fastpower.evaluate.report import charts
 from fastpower.evaluate.report.page import SCRIPT, STYLE
 from fastpower.evaluate.report.table import cells, several_answers
 from fastpower.evaluate.runs import read_config
-from fastpower.evaluate.statistics import Record, by_problem
+from fastpower.evaluate.statistics import FEW, Record, by_problem
 from fastpower.evaluate.summary import Row
 from fastpower.models import DEFAULT_MODEL
 from fastpower.results.colours import COLOURS
@@ -39,7 +39,7 @@ def page(config: Mapping[str, Any], versions: Mapping[str, str], records: Sequen
         f"<header><h1>{escape(str(config.get('task', 'run')))}</h1>{_facts(config, versions)}</header>",
         _section(
             "Methods",
-            _tables(rows, colours),
+            _few(rows) + _tables(rows, colours),
             "Accuracy is the mean over problems, ± one standard error. Δ is the "
             "paired difference to the first method with its 95 % bootstrap interval. log p is of the whole answer "
             "under the model itself, in nats; decoded counts rejected tokens, too.",
@@ -58,7 +58,7 @@ def page(config: Mapping[str, Any], versions: Mapping[str, str], records: Sequen
                         "seconds per answer, all together",
                     ),
                 ),
-                ("log p over moves", charts.logp_over_moves(groups, colours)),
+                ("log p per token over moves", charts.logp_over_moves(groups, colours)),
                 ("Acceptance by cut position", charts.acceptance(groups, colours)),
             ],
             _legend(groups, colours),
@@ -96,6 +96,18 @@ def _model_name(name: Any) -> Any:
 def _section(title: str, content: str, note: str = "") -> str:
     text = f'<p class="note">{escape(note)}</p>' if note else ""
     return f"<section><h2>{escape(title)}</h2>{content}{text}</section>"
+
+
+def _few(rows: Sequence[Row]) -> str:
+    """The warning of a run over too few problems for its intervals."""
+    n = min((row.accuracy.problems for row in rows), default=FEW)
+    if n >= FEW:
+        return ""
+    return (
+        f'<p class="warning"><b>{n} {"problem" if n == 1 else "problems"} only.</b> Below {FEW}, standard errors and '
+        "intervals come out too narrow, and one problem moves an accuracy by "
+        f"{charts.percent(1 / n) if n else 'all of it'}: more problems before conclusions.</p>"
+    )
 
 
 def _tables(rows: Sequence[Row], colours: Mapping[str, str]) -> str:
@@ -196,7 +208,7 @@ def _answer(record: Record) -> str:
         f"<figure>{_caption(record)}{charts.entropy_and_cuts(record)}</figure>",
         _figures(
             [
-                ("log p over moves", charts.logp_trace(record)),
+                ("log p per token over moves", charts.logp_trace(record)),
                 ("Effective sample size", charts.ess(record)),
                 ("Genealogy of the particles", charts.genealogy(record)),
             ]

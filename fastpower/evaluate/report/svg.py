@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-from fastpower.results.colours import GRID, MUTED
+from fastpower.results.colours import GRID, MUTED, PAPER
+
+TOP = 14.0  #: pixels above the plot area
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -59,7 +61,7 @@ class Chart:
     y_format: Callable[[float], str] = number
     left: float = 60
     right: float = 24  #: room for the last tick's label
-    top: float = 14
+    top: float = TOP
     bottom: float = 40
     strip: float = 0  #: room left free below the axis
     marks: list[str] = field(default_factory=list)
@@ -71,6 +73,10 @@ class Chart:
     def floor(self) -> float:
         """The axis, in pixels from the top."""
         return self.height - self.strip - self.bottom
+
+    def grow(self, room: float) -> None:
+        """Add ``room`` pixels above the plot area, which keeps its size; before marks are added."""
+        self.top, self.height = self.top + max(0.0, room), self.height + max(0.0, room)
 
     def px(self, x: float) -> float:
         low, high = self.x
@@ -98,7 +104,7 @@ class Chart:
         self.marks.append(f'<polygon points="{points}" fill="{colour}" fill-opacity="{opacity}" stroke="none"/>')
 
     def dot(self, x: float, y: float, colour: str, tip: str = "", *, radius: float = 4, hollow: bool = False) -> None:
-        paint = f'fill="#fff" stroke="{colour}" stroke-width="1.6"' if hollow else f'fill="{colour}"'
+        paint = f'fill="{PAPER}" stroke="{colour}" stroke-width="1.6"' if hollow else f'fill="{colour}"'
         at = f'cx="{self.px(x):.1f}" cy="{self.py(y):.1f}" r="{radius}"'
         self.marks.append(f"<circle {at} {paint}><title>{escape(tip)}</title></circle>")
 
