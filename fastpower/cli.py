@@ -1,7 +1,7 @@
 """The command line. Every subcommand is a module of ``fastpower.commands`` with ``add_parser`` and ``run``.
 
-Exit codes: 0 done; 2 bad arguments or input, or a model that does not fit; 3 the run failed; 130
-interrupted (what was finished is printed).
+Exit codes: 0 done, or nobody reads the output any more; 2 bad arguments or input, or a model that does
+not fit; 3 the run failed; 130 interrupted (what was finished is printed).
 """
 
 from __future__ import annotations
@@ -13,6 +13,13 @@ from collections.abc import Sequence
 
 import fastpower
 from fastpower.errors import FastpowerError, Interrupted, OutOfMemory
+from fastpower.terminal import (
+    flush_stdout,
+    give_stdout_up,
+    nobody_reads_stdout,
+    shown,
+    write_what_cannot_be_encoded_as_escapes,
+)
 
 # Modules are imported before parsing, so none of them may import torch at its top.
 COMMANDS = ("sample", "compare", "eval", "advise", "serve", "plot", "bench", "env", "completion")
@@ -33,9 +40,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    write_what_cannot_be_encoded_as_escapes()
     args = build_parser().parse_args(argv)
     try:
         code: int = args.run(args)
+        flush_stdout()
     except Interrupted as stop:
         print(f"fastpower: {stop}", file=sys.stderr)
         return 130
@@ -43,14 +52,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("fastpower: interrupted", file=sys.stderr)
         return 130
     except (ValueError, FileNotFoundError, OutOfMemory) as error:
-        print(f"fastpower: error: {error}", file=sys.stderr)
+        _say(f"error: {error}")
         return 2
     except (FastpowerError, OSError) as error:
-        print(f"fastpower: failed: {error}", file=sys.stderr)
+        if isinstance(error, BrokenPipeError) and nobody_reads_stdout():
+            give_stdout_up()
+            return 0
+        _say(f"failed: {error}")
+        if isinstance(error, OSError):  # it may have been standard output itself, on a full disk
+            give_stdout_up()
         return 3
-    except BrokenPipeError:
-        return 0
     return code
+
+
+def _say(what: str) -> None:
+    print(shown(f"fastpower: {what}", sys.stderr), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ class ModelNotFound(FastpowerError, FileNotFoundError):
 
 
 class InvalidModelFile(FastpowerError, ValueError):
-    """A model file that is there but broken or incomplete; the message names file, tensor and remedy."""
+    """A model file that is there but broken, incomplete or not to be trusted; the message names file and remedy."""
 
 
 class OutOfMemory(FastpowerError, MemoryError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastpower.commands.configuration import add_config
 from fastpower.commands.options import add_model_arguments, load_from, model_facts
+from fastpower.terminal import console, json_line
 
 if TYPE_CHECKING:
     from fastpower.evaluate.advice import Prediction
@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
             "tokens_per_answer": cost,
             "advice": advice,
         }
-        print(json.dumps(found, ensure_ascii=False))
+        print(json_line(found))
     else:
         _show(predictions, str(plain), str(cooled), cost, args.alpha)
         if measured is not None:
@@ -143,7 +143,6 @@ def _costs(records: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def _show(predictions: Sequence[Prediction], plain: str, cooled: str, cost: dict[str, float], alpha: float) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title="what p^alpha would do", title_justify="left")
@@ -161,7 +160,7 @@ def _show(predictions: Sequence[Prediction], plain: str, cooled: str, cost: dict
             f"{100 * p.cut:.0f} %",
             f"{p.log_z:.1f}",
         )
-    console = Console(soft_wrap=False)
-    console.print(f"measured: plain {plain}, low temperature (1/{alpha:g}) {cooled}")
-    console.print(table)
-    console.print("tokens per answer: " + ", ".join(f"{method} {tokens:.0f}" for method, tokens in cost.items()))
+    out = console(120)
+    out.print(f"measured: plain {plain}, low temperature (1/{alpha:g}) {cooled}")
+    out.print(table)
+    out.print("tokens per answer: " + ", ".join(f"{method} {tokens:.0f}" for method, tokens in cost.items()))

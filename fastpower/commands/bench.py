@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from fastpower.commands.configuration import add_config
 from fastpower.commands.options import add_model_arguments, add_sampler_arguments, load_from
+from fastpower.terminal import console, json_line
 
 if TYPE_CHECKING:
     from fastpower.measure.throughput import DecodeRate, SamplerRate
@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
     }
     if args.json:
         parts = {"decode": [asdict(rate) for rate in rates], "samplers": [asdict(rate) for rate in found]}
-        print(json.dumps({"machine": machine, **setting, **parts}, ensure_ascii=False))
+        print(json_line({"machine": machine, **setting, **parts}))
     else:
         show(machine, setting, rates, found)
     return 0
@@ -124,7 +124,6 @@ def _batches(text: str) -> list[int]:
 
 def show(machine: dict[str, Any], setting: dict[str, Any], rates: list[DecodeRate], found: list[SamplerRate]) -> None:
     """Two tables."""
-    from rich.console import Console
     from rich.table import Table
 
     from fastpower.models.memory import gib
@@ -132,13 +131,13 @@ def show(machine: dict[str, Any], setting: dict[str, Any], rates: list[DecodeRat
     def number(value: float | None, form: str) -> str:
         return "–" if value is None else format(value, form)
 
-    console = Console() if sys.stdout.isatty() else Console(width=120)
+    out = console(120)
     where = "{device}: {cpu}, {cores} cores, {threads} threads, {isa}".format_map(machine)
     formats = ", ".join(f"{count} matrices {name}" for name, count in setting["formats"].items())
     weights = f"weights as quantised ({formats}), K/V in" if formats else "weights in"
-    console.print("{model}, ".format_map(setting) + f"{weights} {setting['dtype']}", markup=False, highlight=False)
-    console.print(where, markup=False, highlight=False)
-    console.print(f"memory reads {machine['bandwidth_gb_s']} GB/s; load average {machine['load']}\n", highlight=False)
+    out.print("{model}, ".format_map(setting) + f"{weights} {setting['dtype']}", markup=False, highlight=False)
+    out.print(where, markup=False, highlight=False)
+    out.print(f"memory reads {machine['bandwidth_gb_s']} GB/s; load average {machine['load']}\n", highlight=False)
     title = f"plain decoding after {setting['prompt']} tokens"
     columns = ["rows", "tokens/s", "step ms", "reads", "floor ms", "reached", "prefill tokens/s"]
     table = Table(*columns, title=title, title_justify="left")
@@ -153,7 +152,7 @@ def show(machine: dict[str, Any], setting: dict[str, Any], rates: list[DecodeRat
             number(rate.floor, ".0%"),
             f"{rate.prefill_tokens_per_second:.0f}",
         )
-    console.print(table)
+    out.print(table)
     if not found:
         return
     title = "samplers, alpha {alpha:g}, {max_new_tokens} new tokens, at most {max_rows} rows".format_map(setting)
@@ -169,4 +168,4 @@ def show(machine: dict[str, Any], setting: dict[str, Any], rates: list[DecodeRat
             str(row.answers),
             number(row.answers_per_hour, ".0f"),
         )
-    console.print(table)
+    out.print(table)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastpower.commands.configuration import add_config
 from fastpower.commands.options import add_model_arguments, add_sampler_arguments, load_from
+from fastpower.terminal import console, json_line, shown
 
 if TYPE_CHECKING:
     from fastpower.results import Result
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         table[label] = (results, time.perf_counter() - start)
         if args.json:
             for result in results:
-                print(json.dumps(result.to_dict() | {"method": label}, ensure_ascii=False), flush=True)
+                print(json_line(result.to_dict() | {"method": label}), flush=True)
     if not args.json:
         show(prompts, table, args.chains)
     return 0
@@ -77,17 +77,18 @@ def run(args: argparse.Namespace) -> int:
 def show(prompts: Sequence[str], table: dict[str, tuple[Sequence[Result], float]], chains: int) -> None:
     """Answers by prompt, then one row per method."""
     import numpy as np
-    from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    console = Console() if sys.stdout.isatty() else Console(width=120)
+    out = console(120)
     for i, prompt in enumerate(prompts):
-        console.rule(prompt if len(prompt) < 80 else prompt[:77] + "…", align="left")
+        title = prompt if len(prompt) < 80 else prompt[:77] + "…"
+        out.rule(escape(shown(title)), align="left")
         for label, (results, _) in table.items():
             for result in results[i * chains : (i + 1) * chains]:
-                console.print(f"\n[bold]{label}[/bold]  log p {result.logp:.2f}", highlight=False)
-                console.print(result.text.strip(), markup=False, highlight=False)
-        console.print()
+                out.print(f"\n[bold]{escape(label)}[/bold]  log p {result.logp:.2f}", highlight=False)
+                out.print(shown(result.text.strip()), markup=False, highlight=False)
+        out.print()
     columns: dict[str, Any] = {
         "log p": lambda rs, s: f"{np.mean([r.logp for r in rs]):.2f}",
         "tokens": lambda rs, s: f"{np.mean([len(r.token_ids) for r in rs]):.0f}",
@@ -99,5 +100,5 @@ def show(prompts: Sequence[str], table: dict[str, tuple[Sequence[Result], float]
     }
     summary = Table("method", *columns, title="means per answer; wall clock of all of them", title_justify="left")
     for label, (results, seconds) in table.items():
-        summary.add_row(label, *(form(results, seconds) for form in columns.values()))
-    console.print(summary)
+        summary.add_row(escape(label), *(form(results, seconds) for form in columns.values()))
+    out.print(summary)

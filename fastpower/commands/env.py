@@ -60,6 +60,7 @@ def environment() -> dict[str, dict[str, Any]]:
     import torch
 
     import fastpower
+    from fastpower.errors import ModelNotFound
     from fastpower.kernels import backends
     from fastpower.models import PACKAGED_MODELS, cache_folder, packaged_files
 
@@ -75,6 +76,12 @@ def environment() -> dict[str, dict[str, Any]]:
         except Exception:
             return f"not installed: {packaged.install}"
         return "installed"
+
+    def cache() -> str:
+        try:
+            return str(cache_folder())
+        except ModelNotFound as error:
+            return f"none: {error}"
 
     machine: dict[str, Any] = {"system": platform.platform(), "torch threads": torch.get_num_threads()}
     try:
@@ -93,5 +100,5 @@ def environment() -> dict[str, dict[str, Any]]:
         | {name: version(name) for name in names},
         "machine": machine,
         "backends": {name: "live" if why is None else f"no: {why}" for name, why in backends().items()},
-        "models": {packaged.name: model(packaged) for packaged in PACKAGED_MODELS} | {"cache": str(cache_folder())},
+        "models": {packaged.name: model(packaged) for packaged in PACKAGED_MODELS} | {"cache": cache()},
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastpower.commands.configuration import add_config
 from fastpower.commands.options import add_model_arguments, add_sampler_arguments, load_from, model_facts
+from fastpower.terminal import json_line
 
 if TYPE_CHECKING:
     from fastpower.evaluate.engine import Engine
@@ -159,7 +159,7 @@ def show(path: str | Path, *, as_json: bool, skip_bad_lines: bool = False) -> in
     report = write_report(path, records, rows)
     if as_json:
         for row in rows:
-            print(json.dumps(asdict(row), ensure_ascii=False))
+            print(json_line(asdict(row)))
     else:
         render(rows, config)
         print(f"report: {report}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from fastpower.commands.options import (
 )
 from fastpower.commands.prompt_files import Asked, read_prompts, with_prefill, with_system
 from fastpower.errors import Interrupted
+from fastpower.terminal import json_line, shown
 
 if TYPE_CHECKING:
     from fastpower.chains.job import Job
@@ -140,9 +140,9 @@ class _Show:
         if self.silent:
             return
         if self.as_json:
-            print(json.dumps(result.to_dict(), ensure_ascii=False), flush=True)
+            print(json_line(result.to_dict()), flush=True)
         else:
-            print((f"{result.id}:\n" if self.names else "") + _text(result), flush=True)
+            print(shown((f"{result.id}:\n" if self.names else "") + _text(result)), flush=True)
 
 
 def _text(result: Result) -> str:

@@ -10,9 +10,10 @@ import csv
 import gzip
 import json
 import warnings
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from fastpower.errors import FastpowerError
 
@@ -40,18 +41,23 @@ def read_rows(path: str | Path, *, skip_bad_lines: bool = False) -> list[Row]:
     if suffix == ".parquet":
         return _parquet(path)
     try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+        with _open(path) as file:
             if suffix == ".csv":
-                return list(csv.DictReader(file))
+                return _csv(file, path)
             if suffix in (".jsonl", ".ndjson"):
                 return [row for _, row in parse_lines(file, path, skip_bad_lines=skip_bad_lines)]
             if suffix == ".json":
                 return _json(file.read(), path)
     except UnicodeDecodeError as error:
         raise ValueError(f"data file {str(path)!r} is not UTF-8 text: {error}") from None
-    except (gzip.BadGzipFile, EOFError) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"data file {str(path)!r} is no whole gzip file: {error}") from None
     raise ValueError(f"data file {str(path)!r}: suffix {suffix!r} is not one of .json, .jsonl, .csv, .parquet (.gz)")
+
+
+def _open(path: Path) -> IO[str]:
+    """Text, without the byte order mark that spreadsheets and some editors write."""
+    return gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix == ".gz" else path.open(encoding="utf-8-sig")
 
 
 def parse_lines(lines: Any, path: Path, *, skip_bad_lines: bool) -> Iterator[tuple[int, Row]]:
@@ -62,7 +68,7 @@ def parse_lines(lines: Any, path: Path, *, skip_bad_lines: bool) -> Iterator[tup
         try:
             row = json.loads(line)
             problem = None if isinstance(row, dict) else f"a JSON object is needed, this is a {type(row).__name__}"
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # the second for brackets within brackets without end
             row, problem = None, str(error)
         if problem is None:
             yield number, row
@@ -73,11 +79,26 @@ def parse_lines(lines: Any, path: Path, *, skip_bad_lines: bool) -> Iterator[tup
         warnings.warn(f"left out {where}", stacklevel=2)
 
 
+def _csv(file: IO[str], path: Path) -> list[Row]:
+    reader = csv.DictReader(file)
+    rows: list[Row] = []
+    try:
+        for row in reader:
+            if None in row:
+                raise BadLine(f"{path}, line {reader.line_num}: more cells than the header has columns")
+            rows.append(dict(row))
+    except csv.Error as error:
+        raise BadLine(f"{path}, line {reader.line_num}: {error}") from None
+    return rows
+
+
 def _json(text: str, path: Path) -> list[Row]:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
         raise BadLine(f"{path}, line {error.lineno}: {error}") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets within brackets
+        raise BadLine(f"{path}: {error}") from None
     if isinstance(value, dict):
         lists = [v for v in value.values() if isinstance(v, list)]
         value = lists[0] if len(lists) == 1 else None
@@ -91,5 +112,10 @@ def _parquet(path: Path) -> list[Row]:
         import pandas
     except ImportError:
         raise ValueError(f"data file {str(path)!r}: reading Parquet needs `pip install pandas pyarrow`") from None
-    rows: list[Row] = pandas.read_parquet(path).to_dict("records")
+    try:
+        rows: list[Row] = pandas.read_parquet(path).to_dict("records")
+    except ImportError:
+        raise ValueError(f"data file {str(path)!r}: reading Parquet needs `pip install pyarrow`") from None
+    except Exception as error:  # each engine has errors of its own
+        raise ValueError(f"data file {str(path)!r} is no whole Parquet file: {error}") from None
     return rows

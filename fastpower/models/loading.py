@@ -6,11 +6,18 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fastpower.errors import ModelNotFound
+from fastpower.errors import FastpowerError, InvalidModelFile, ModelNotFound
 from fastpower.interfaces import interface
 from fastpower.models import memory
 from fastpower.models.packaged import DEFAULT_MODEL, exported, find, names
-from fastpower.models.reading import LOADING, no_progress_bars, require_gguf, special_tokens_of_model, unpacked
+from fastpower.models.reading import (
+    LOADING,
+    expanded,
+    no_progress_bars,
+    require_gguf,
+    special_tokens_of_model,
+    unpacked,
+)
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import; only loading a model needs them
     import torch
@@ -33,7 +40,7 @@ def load_model(
 
     Raises ModelNotFound (a file, package or name that is not there: the message says what to install), OutOfMemory
     before anything is read (local files without device_map, tp_plan or quantization_config, whose needs are their own),
-    and whatever transformers raises on files that are there but broken.
+    InvalidModelFile for local files that transformers cannot load, with its reason.
     """
     import torch
 
@@ -59,17 +66,30 @@ def load_model(
         try:
             tokenizer = AutoTokenizer.from_pretrained(source.location, **shared)
             model = AutoModelForCausalLM.from_pretrained(source.location, dtype=dtype, **kwargs)
-        except OSError as error:
+            if source.gguf_file is not None:
+                special_tokens_of_model(tokenizer, model.config)
+        except (FastpowerError, ImportError, MemoryError):
+            raise
+        except Exception as error:  # damaged bytes surface as any kind of error, from any depth of the readers
             if source.local:
+                raise _unreadable(source, error) from error
+            if not isinstance(error, OSError):
                 raise
             raise ModelNotFound(
                 f"model {str(name_or_path)!r} is neither a local folder or file, nor a packaged model "
                 f"({', '.join(names())}), nor could it be had from the hub: {error}"
             ) from error
-    if source.gguf_file is not None:
-        special_tokens_of_model(tokenizer, model.config)
     model.eval()
     return (model if device is None else model.to(device)), tokenizer
+
+
+def _unreadable(source: _Source, error: Exception) -> InvalidModelFile:
+    said = " ".join(str(error).split())
+    place = source.location if source.gguf_file is None else os.path.join(source.location, source.gguf_file)
+    return InvalidModelFile(
+        f"model {place!r} cannot be loaded ({type(error).__name__}: {said[:300]}): its files are damaged, incomplete "
+        "or of a kind that the installed transformers does not read; copy or download them again"
+    )
 
 
 class _Source(NamedTuple):
@@ -80,7 +100,7 @@ class _Source(NamedTuple):
 
 def _resolve(name_or_path: str | os.PathLike[str] | None) -> _Source:
     name = DEFAULT_MODEL if name_or_path is None else os.fspath(name_or_path)
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_dir():
         return _Source(str(path), local=True)
     if path.is_file():

@@ -11,12 +11,13 @@ import importlib.metadata
 import os
 import re
 import shutil
+import stat
 import tempfile
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastpower.errors import ModelNotFound
+from fastpower.errors import InvalidModelFile, ModelNotFound
 from fastpower.interfaces import interface
 from fastpower.models.reading import LOADING, no_progress_bars, require_gguf, special_tokens_of_model, unpacked
 from fastpower.terminal import on_terminal
@@ -57,12 +58,49 @@ def find(name: str) -> PackagedModel | None:
 
 
 def cache_folder() -> Path:
-    """What fastpower can make again: $FASTPOWER_CACHE, else $XDG_CACHE_HOME/fastpower, else ~/.cache/fastpower."""
+    """What fastpower can make again: $FASTPOWER_CACHE, else $XDG_CACHE_HOME/fastpower, else ~/.cache/fastpower.
+
+    Raises:
+        ModelNotFound: none of them is set, and who runs this has no home directory.
+    """
     chosen = os.environ.get("FASTPOWER_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "fastpower"
+    try:
+        if chosen:
+            return Path(chosen).expanduser()
+        return (Path(base) if base else Path.home() / ".cache") / "fastpower"
+    except RuntimeError:  # a container's user: HOME is not set, and the system has no entry for it
+        said = f"FASTPOWER_CACHE={chosen!r} names no folder" if chosen else "there is no folder for unpacked models"
+        raise ModelNotFound(
+            f"{said}: user {os.getuid()} has no home directory (HOME is not set); "
+            "set FASTPOWER_CACHE to the path of a folder that can be written"
+        ) from None
+
+
+def _trusted(folder: Path, root: Path) -> None:
+    """Raises InvalidModelFile if anybody but us (or the system's administrator) could have put files into ``folder``.
+
+    A model decides what a process computes. Every folder from ``root``, the cache, to ``folder`` is looked at, and
+    links as well as what they lead to.
+    """
+    for place in (root, *(root / part for part in reversed(folder.relative_to(root).parents[:-1])), folder):
+        try:
+            link, found = place.lstat(), place.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return  # not made yet: we shall, or fail to
+        for owner in (link.st_uid, found.st_uid):
+            if owner not in (os.getuid(), 0):
+                raise InvalidModelFile(
+                    f"model cache {str(place)!r} belongs to another user ({owner}), who could have planted a model: "
+                    "remove it, or set FASTPOWER_CACHE to a folder of your own"
+                )
+        # a folder such as /tmp lets everybody make entries and nobody touch another's, which is looked at next
+        sticky = place == root and found.st_mode & stat.S_ISVTX
+        if found.st_mode & stat.S_IWOTH and not sticky:
+            raise InvalidModelFile(
+                f"model cache {str(place)!r} can be written by everybody, so anybody could have planted a model: "
+                "remove it, or set FASTPOWER_CACHE to a folder of your own"
+            )
 
 
 def packaged_files(model: PackagedModel) -> list[Path]:
@@ -89,14 +127,21 @@ def exported(model: PackagedModel) -> Path:
 
     The folder appears under its name by one rename, so it is complete or absent whatever else runs or dies; of two
     processes that export at once the second throws its copy away.
+
+    Raises:
+        ModelNotFound: a package is missing, or the cache folder cannot be written.
+        InvalidModelFile: the cache folder is another user's, or everybody's to write.
     """
     files = packaged_files(model)  # also when the export exists: a missing package must not depend on the cache
     version = importlib.metadata.version(model.distributions[0])
     folder = cache_folder() / "models" / f"{model.name}-{version}"
+    _trusted(folder, cache_folder())
     if (folder / "config.json").is_file():
         return folder
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        for place in (*reversed(folder.parent.parents), folder.parent):
+            if not place.is_dir():
+                place.mkdir(mode=0o755, exist_ok=True)  # whatever the umask: a cache that others can write is refused
         scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     except OSError as error:
         raise ModelNotFound(
@@ -111,6 +156,7 @@ def exported(model: PackagedModel) -> Path:
         except OSError:  # another process was first
             if not (folder / "config.json").is_file():
                 raise
+            _trusted(folder, cache_folder())
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return folder

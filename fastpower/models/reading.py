@@ -7,6 +7,7 @@ import inspect
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from fastpower.errors import ModelNotFound
@@ -16,6 +17,19 @@ from fastpower.interfaces import changed, interface
 # initialisation, the default device). Two loads at once can leave them replaced: later models lose tied weights. Its
 # first import from two threads at once can fail, too.
 LOADING = threading.Lock()
+
+
+def expanded(name: str) -> Path:
+    """The path that a model's name is if it is one, with ~ for a home directory.
+
+    Raises:
+        ModelNotFound: ~ stands for the home of a user who has none.
+    """
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        problem = f"model {name!r}: ~ leads nowhere, since that user has no home directory; give the whole path"
+        raise ModelNotFound(problem) from None
 
 
 def require_gguf() -> None:

@@ -189,3 +189,34 @@ def test_a_row_without_the_needed_fields_is_refused_by_name(tmp_path: Path) -> N
     with pytest.raises(ValueError, match=r"suffix '.txt'"):
         (tmp_path / "x.txt").write_text("")
         load_task("gsm8k", data=tmp_path / "x.txt")
+
+
+@pytest.mark.parametrize("name", ["d.json", "d.jsonl", "d.ndjson", "d.csv", "d.json.gz", "d.jsonl.gz", "d.csv.gz"])
+def test_a_byte_order_mark_is_no_part_of_the_data(tmp_path: Path, name: str) -> None:
+    kind = name.removesuffix(".gz")[2:]
+    text = {"json": '[{"question": "ü"}]', "csv": "question\nü\n"}.get(kind, '{"question": "ü"}\n')
+    content = b"\xef\xbb\xbf" + text.encode()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    assert read_rows(tmp_path / name) == [{"question": "ü"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("d.json", b"[" * 100_000, "d.json"),
+        ("d.jsonl", b'{"a": 1}\n' + b"[" * 100_000 + b"\n", "line 2"),
+        ("d.jsonl", b'{"a": ' + b"1" * 5000 + b"}\n", "line 1"),
+        ("d.json", b'[{"a": ' + b"1" * 5000 + b"}]", "d.json"),
+        ("d.csv", b'a,b\n1,"' + b"x" * 200_000 + b'"\n', r"line \d"),
+        ("d.csv", b"a,b\n1,2\n1,2,3\n", "line 3: more cells"),
+        ("d.csv.gz", gzip.compress(b"a,b\n1,2\n" * 1000)[:40], "gzip"),
+        ("d.csv.gz", gzip.compress(b"a,b\n1,2\n" * 9)[:10] + b"\x07" * 40, "gzip"),
+        ("d.jsonl", '{"a": 1}'.encode("utf-16"), "not UTF-8"),
+        ("d.parquet", b"PAR1nonsense", "Parquet"),
+    ],
+)
+def test_damage_of_every_kind_is_one_error_that_names_the_file(tmp_path: Path, name: str, content: bytes, says: str):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=says) as caught:
+        read_rows(tmp_path / name)
+    assert name in str(caught.value)

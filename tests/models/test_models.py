@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from fastpower import models
-from fastpower.errors import ModelNotFound, OutOfMemory
+from fastpower.errors import InvalidModelFile, ModelNotFound, OutOfMemory
 from fastpower.models import memory, packaged, reading
 from tests.tiny_models import tiny_model
 
@@ -313,3 +313,81 @@ class TestSmolLM2:
         model, tokenizer = smollm2
         assert tokenizer.convert_tokens_to_ids("<|im_end|>") == 2
         assert model.generation_config.eos_token_id == 2
+
+
+def test_without_a_home_directory_the_remedy_is_named(packaged_tiny, monkeypatch):
+    for name in ("FASTPOWER_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: (_ for _ in ()).throw(KeyError(uid)))  # a container's user
+    with pytest.raises(ModelNotFound, match=r"no home directory.*set FASTPOWER_CACHE"):
+        models.load_model("tiny")
+    with pytest.raises(ModelNotFound, match="no home directory"):
+        models.load_model("~/model")
+    monkeypatch.setenv("FASTPOWER_CACHE", "~/cache")
+    with pytest.raises(ModelNotFound, match="'~/cache' names no folder"):
+        models.load_model("tiny")
+    monkeypatch.setenv("FASTPOWER_CACHE", str(packaged_tiny / "cache"))
+    models.load_model("tiny")
+
+
+@pytest.mark.parametrize("level", ["", "models", "models/tiny-1.5"])
+@pytest.mark.parametrize("planted", ["owner", "link", "mode"])
+def test_a_model_cache_that_others_could_have_filled_is_refused(packaged_tiny, tmp_path, monkeypatch, level, planted):
+    models.load_model("tiny")  # ours is trusted
+    place = tmp_path / "cache" / level
+    if planted == "mode":
+        place.chmod(0o777)
+        says = "written by everybody"
+    else:
+        if os.getuid() != 0:
+            pytest.skip("only root can give a folder away")
+        if planted == "link":
+            place.rename(tmp_path / "elsewhere")
+            place.symlink_to(tmp_path / "elsewhere")
+        os.chown(place, 4711, -1, follow_symlinks=False)
+        says = "another user .4711."
+    with pytest.raises(InvalidModelFile, match=f"{says}.*FASTPOWER_CACHE"):
+        models.load_model("tiny")
+
+
+def test_a_cache_beside_others_is_our_own_whatever_the_umask(packaged_tiny, tmp_path, monkeypatch):
+    """The folder itself may be one like /tmp, where everybody makes entries and nobody touches another's."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    before = os.umask(0)
+    try:
+        for folder in (shared, tmp_path / "new" / "cache"):
+            monkeypatch.setenv("FASTPOWER_CACHE", str(folder))
+            for _ in range(2):
+                models.load_model("tiny")
+    finally:
+        os.umask(before)
+
+
+DAMAGE = {
+    "half": lambda whole: whole[: len(whole) // 2],
+    "a few bytes": lambda whole: whole[:7],
+    "empty": lambda whole: b"",
+    "zeros": lambda whole: bytes(len(whole)),
+    "text": lambda whole: b"version https://git-lfs.github.com/spec/v1\nsize 1\n",
+    "list": lambda whole: b"[1, 2]",
+    "long header": lambda whole: b"\xff" * 8 + whole[8:],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "tiny.gguf"])
+def test_damaged_files_are_one_line_that_names_the_model(tiny_gguf, packaged_tiny, tmp_path, name, damage):
+    if name == "tiny.gguf":
+        parts = sorted(packaged_tiny.glob("*/tiny.gguf.part*"))
+        place = file = tmp_path / "damaged.gguf"
+        file.write_bytes(b"".join(part.read_bytes() for part in parts))
+    else:
+        place = tmp_path / "copy"
+        shutil.copytree(packaged.exported(packaged.PACKAGED_MODELS[0]), place)
+        file = place / name
+    file.write_bytes(DAMAGE[damage](file.read_bytes()))
+    with pytest.raises(InvalidModelFile) as caught:
+        models.load_model(place)
+    assert str(place) in str(caught.value) and "\n" not in str(caught.value)

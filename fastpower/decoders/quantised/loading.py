@@ -20,6 +20,7 @@ from fastpower.models.gguf import GGUFFile, Undescribed, architecture_of
 from fastpower.models.gguf.tokenizer import end_tokens, tokenizer_of
 from fastpower.models.loading import load_model
 from fastpower.models.packaged import DEFAULT_MODEL, find, packaged_files
+from fastpower.models.reading import expanded
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": torch.float32}
 #: options of TransformersDecoder that this decoder has, too, or that choose what it is
@@ -30,7 +31,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {"accelerate": (True,), "compile": (False
 def gguf_files(name_or_path: str | os.PathLike[str] | None) -> list[Path] | None:
     """The GGUF file of a packaged model or at a path, or its parts; None for anything else."""
     name = DEFAULT_MODEL if name_or_path is None else os.fspath(name_or_path)
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.suffix == ".gguf" and path.is_file():
         return [path]
     packaged = None if path.exists() else find(name)

@@ -7,8 +7,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from fastpower import terminal
 from fastpower.evaluate.summary import Row
+from fastpower.terminal import escaped
 
 
 def _number(value: float | None, form: str) -> str:
@@ -68,9 +71,7 @@ def _difference(row: Row) -> str:
 def render(rows: Sequence[Row], config: Mapping[str, Any], console: Console | None = None) -> None:
     """Print it. Notes follow below."""
     if console is None:
-        console = Console()
-        if not console.is_terminal:
-            console = Console(width=150)
+        console = terminal.console(150)
     title = "{task}: {problems} problems, alpha {alpha:g}, seed {seed}".format_map(config)
     for part in (cells(rows), several_answers(rows)):
         if part is not None:
@@ -78,7 +79,7 @@ def render(rows: Sequence[Row], config: Mapping[str, Any], console: Console | No
             title = ""
     for row in rows:
         if row.note:
-            console.print(f"{row.method}: {row.note}", markup=False)
+            console.print(escaped(f"{row.method}: {row.note}"), markup=False)
 
 
 def _table(headers: Sequence[str], lines: Sequence[Sequence[str]], title: str) -> Table:
@@ -86,5 +87,9 @@ def _table(headers: Sequence[str], lines: Sequence[Sequence[str]], title: str) -
     for i, header in enumerate(headers):
         table.add_column(header, justify="left" if i == 0 else "right", no_wrap=True)
     for line in lines:
-        table.add_row(*line)
+        table.add_row(*map(_cell, line))
     return table
+
+
+def _cell(text: str) -> Text:
+    return Text(escaped(text))  # no markup: a method's settings may stand in brackets
