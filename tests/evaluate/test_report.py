@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import re
 import shutil
 import subprocess
@@ -17,7 +19,7 @@ import pytest
 from fastpower.evaluate.engine import local_engine
 from fastpower.evaluate.evaluation import Evaluation, evaluate
 from fastpower.evaluate.report import charts, write_report
-from fastpower.evaluate.report.report import page
+from fastpower.evaluate.report.report import environment, page
 from fastpower.evaluate.report.svg import Chart, log_ticks, ticks
 from fastpower.evaluate.runs import read_records
 from fastpower.evaluate.summary import Row, summarise, wall_clock
@@ -47,7 +49,7 @@ def test_the_page_is_well_formed_and_needs_no_other_file(report: Path) -> None:
     root = _tree(report)
     assert not re.search(r"https?://|@import|url\(", text)
     assert not [e.attrib for e in root.iter() if {"src", "href"} & set(e.attrib)]
-    assert [h.text for h in root.iter("h2")] == ["Methods", "Answers"]
+    assert [h.text for h in root.iter("h2")] == ["Methods", "Problems", "Answers"]
 
 
 def test_every_method_and_every_shown_answer_is_there(report: Path) -> None:
@@ -70,13 +72,55 @@ def test_every_method_and_every_shown_answer_is_there(report: Path) -> None:
 
 def test_text_from_a_model_cannot_break_the_page(report: Path, tmp_path: Path) -> None:
     records = read_records(report.parent, timings=True)
-    evil = '</span><script>alert("x")</script>&amp;<img src="http://x">'
+    evil = (
+        '</span><script>alert("x")</script>&amp;<img src="http://x">\x00\x1b\ud800 $\\text{<script>y</script>}$ {{ 7 }}'
+    )
+    versions = json.loads((report.parent / "config.json").read_text())
+    versions["config"] |= {"task": evil, "model": {"name": evil, "dtype": evil}}
     for record in records:
         record |= {"token_text": [evil] * len(record["token_ids"]), "answer": evil, "question": evil, "reference": evil}
-        record |= {"problem": evil + record["problem"], "note": evil}
-    shutil.copy(report.parent / "config.json", tmp_path)
-    root = _tree(write_report(tmp_path, records, summarise(records)))
+        record |= {"problem": evil + record["problem"], "note": evil, "method": evil + record["method"]}
+    (tmp_path / "config.json").write_text(json.dumps(versions))
+    written = write_report(tmp_path, records, summarise(records))
+    root = _tree(written)
     assert len(list(root.iter("script"))) == 1 and not list(root.iter("img"))
+    assert "\u2400\u241b\ufffd" in written.read_text() and "{{ 7 }}" in written.read_text()
+
+
+def test_every_template_escapes() -> None:
+    names = environment().list_templates()
+    assert {"report.html", "answers.html", "problems.html", "report.css", "report.js"} <= set(names)
+    assert environment().from_string("{{ a }}").render(a="<b>&") == "&lt;b&gt;&amp;"
+    sources = [environment().loader.get_source(environment(), name)[0] for name in names]  # type: ignore[union-attr]
+    assert not [source for source in sources if re.search(r"\|\s*safe|autoescape", source)]
+
+
+def test_the_table_of_problems_counts_right_answers(report: Path) -> None:
+    records = read_records(report.parent)
+    table = next(t for t in _tree(report).iter("table") if t.get("id") == "problems")
+    methods = ["".join(th.itertext()) for th in table.iter("th")][3:]
+    lines = [["".join(cell.itertext()).strip() for cell in row] for row in list(table.iter("tr"))[1:]]
+    assert [line[0] for line in lines] == list(dict.fromkeys(r["problem"] for r in records))
+    for name, _, _, *cells in lines:
+        for method, cell in zip(methods, cells, strict=True):
+            group = [r for r in records if (r["problem"], r["method"]) == (name, method)]
+            assert cell == f"{sum(r['correct'] for r in group)} of {len(group)}"
+
+
+def test_the_tables_as_csv_hold_the_numbers_of_the_rows(report: Path) -> None:
+    records = read_records(report.parent, timings=True)
+    rows = summarise(records, chains=2)
+    with (report.parent / "methods.csv").open(newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    assert [line["method"] for line in lines] == [row.method for row in rows]
+    for line, row in zip(lines, rows, strict=True):
+        assert float(line["accuracy"]) == row.accuracy.mean and float(line["logp"]) == row.logp
+        assert line["difference"] == ("" if row.against is None else str(row.against.mean))
+        assert line["acceptance"] == ("" if row.acceptance is None else str(row.acceptance))
+    with (report.parent / "problems.csv").open(newline="", encoding="utf-8") as file:
+        problems = list(csv.DictReader(file))
+    assert len(problems) == 7 * len(rows)
+    assert sum(int(line["right"]) for line in problems) == sum(bool(r["correct"]) for r in records)
 
 
 def _rows(accuracies: Sequence[float], problems: int = 30) -> list[Row]:
@@ -146,6 +190,25 @@ def test_a_phone_scrolls_tables_and_charts_but_not_the_page(report: Path, tmp_pa
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--dump-dom"]
     dom = subprocess.run([str(BROWSER), *flags, frame.as_uri()], capture_output=True, text=True, timeout=120).stdout
     assert "<title>width 375</title>" in dom
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+def test_a_browser_sorts_problems_and_shows_two_methods_side_by_side(report: Path, tmp_path: Path) -> None:
+    acts = """<script>
+    document.querySelectorAll("[data-column]")[2].click(); document.querySelectorAll("[data-column]")[2].click();
+    document.querySelectorAll("[data-open]")[0].click();
+    beside.value = "0"; beside.dispatchEvent(new Event("change"));</script></body>"""
+    copy = tmp_path / "acted.html"
+    copy.write_text(report.read_text().replace("</body>", acts))
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    dom = subprocess.run([str(BROWSER), *flags, copy.as_uri()], capture_output=True, text=True, timeout=120).stdout
+    table = dom[dom.index('<table id="problems"') : dom.index("</table>", dom.index('<table id="problems"'))]
+    right = [float(line[2]) for row in table.split("<tr>")[2:] if (line := re.findall('data-sort="([^"]*)"', row))]
+    assert len(right) == 7 and right == sorted(right, reverse=True) and right[0] > right[-1]
+    opened = re.search(r'data-open="(\d+)"', table)
+    visible = re.findall(r'<article data-card="(\d+)-(\d+)">', dom)
+    assert opened is not None and [p for p, _ in visible] == [opened[1]] * 2
+    assert visible[0][1] == "0" and 'class="cards two"' in dom
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")

@@ -62,6 +62,8 @@ def test_a_wheel_brings_everything_and_ignores_the_checkout_around_it(wheel_layo
         assert Path(facts[part]).is_relative_to(wheel_layout), f"{part} came from {facts[part]}"
     assert not facts["shadows"]
     assert (wheel_layout / "fastpower" / "py.typed").is_file()
+    templates = Path("fastpower", "evaluate", "report", "templates")
+    assert {p.name for p in (wheel_layout / templates).iterdir()} == {p.name for p in (ROOT / templates).iterdir()}
     assert (wheel_layout / "fastpower" / "kernels" / "triton" / "sample_tokens.py").is_file()
     # The first block of Philox 4x32-10 with key and counter 0 (Random123's known answers).
     assert facts["philox"] == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]

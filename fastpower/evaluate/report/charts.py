@@ -7,12 +7,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from fastpower.evaluate.report.svg import TOP, Chart, number, side_label
 from fastpower.evaluate.statistics import Record
 from fastpower.evaluate.summary import Row
 from fastpower.results.colours import BAD, COLOURS, FAINT, GOOD, INK, MUTED, PAPER
 from fastpower.results.traces import acceptance_by_position, ancestry, ess_curve, lineage, moves_of, particles_of
+
+
+def figure(title: str, svg: str | None) -> dict[str, Any]:
+    """A chart for the report's templates; its marks have been escaped when they were drawn."""
+    return {"title": title, "svg": None if svg is None else Markup(svg)}
 
 
 def percent(value: float) -> str:
