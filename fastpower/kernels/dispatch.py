@@ -12,7 +12,6 @@ import importlib.util
 import os
 from collections.abc import Callable
 from functools import cache
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -20,7 +19,6 @@ import torch
 from fastpower.errors import BackendUnavailable
 
 BACKENDS = ("reference", "cpu", "triton", "cuda", "flash")  # flash has paged_attention only
-_is_cpu = attrgetter("is_cpu")
 _AUTO = {"cpu": "cpu", "cuda": "triton"}  # torch calls HIP devices "cuda" too
 
 
@@ -94,14 +92,6 @@ def direct(backend: str) -> Any | None:
         return None
     native = importlib.import_module("fastpower._C")
     return native if native.use_tensors_of(torch.Tensor) else None
-
-
-def same_device(first: torch.Tensor, *others: torch.Tensor) -> bool:
-    """Whether all are on one device."""
-    if first.is_cpu:
-        return all(map(_is_cpu, others))
-    device = first.device
-    return all(other.device == device for other in others)
 
 
 def pick(backend: str, device: str) -> str:

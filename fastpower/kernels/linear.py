@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from fastpower.kernels.arguments import check_tensor
-from fastpower.kernels.dispatch import compiling, register, resolve
+from fastpower.kernels.contracts import LINEAR
+from fastpower.kernels.dispatch import compiling, resolve
 from fastpower.kernels.packed_linear import PackedLinear
 from fastpower.kernels.quantised import FORMATS, PanelMemory, QuantisedBlocks, pack_rows
 
@@ -99,21 +100,4 @@ def _implementation(
     return y
 
 
-def _fake(
-    x: torch.Tensor,
-    panels: torch.Tensor,
-    bias: torch.Tensor | None,
-    out_features: int,
-    dtype: torch.dtype,
-    out_dtype: torch.dtype,
-    format: str | None = None,
-) -> torch.Tensor:
-    return x.new_empty(x.shape[0], out_features, dtype=out_dtype)
-
-
-_operator = register(
-    "linear(Tensor x, Tensor panels, Tensor? bias, int out_features, ScalarType dtype, ScalarType out_dtype, "
-    "str? format=None) -> Tensor",
-    _implementation,
-    _fake,
-)
+_operator = LINEAR.register(_implementation)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from fastpower.kernels.arguments import check_tensor
-from fastpower.kernels.dispatch import compiling, register, route
+from fastpower.kernels.contracts import RESAMPLE, RESAMPLE_SYSTEMATIC
+from fastpower.kernels.dispatch import compiling, route
 
 SCHEMES = ("systematic", "stratified", "multinomial", "residual")
 
@@ -45,41 +44,16 @@ def resample(log_weights: Tensor, uniforms: Tensor, *, scheme: str = "systematic
 
 
 def _resample(log_weights: Tensor, uniforms: Tensor, scheme: str, backend: str) -> tuple[Tensor, Tensor, Tensor]:
-    op, float64 = "resample", (torch.float64,)
+    op = "resample"
     if scheme not in SCHEMES:
         raise ValueError(f"{op}: scheme must be one of {', '.join(map(repr, SCHEMES))}, got {scheme!r}")
-    two = isinstance(log_weights, Tensor) and log_weights.dim() == 2
-    check_tensor(op, "log_weights", log_weights, float64, ("R", "N") if two else ("N",))
-    if log_weights.shape[-1] == 0:
-        raise ValueError(f"{op}: log_weights must hold at least one particle, got shape {tuple(log_weights.shape)}")
-    shape = (*log_weights.shape[:-1], 1) if scheme == "systematic" else log_weights.shape
-    check_tensor(op, "uniforms", uniforms, float64, shape, log_weights.device)
+    contract = RESAMPLE_SYSTEMATIC if scheme == "systematic" else RESAMPLE
+    sizes = contract.check(log_weights, uniforms, scheme)
     backend, run = route(op, backend, log_weights)
     if backend != "cpu" and log_weights.is_cpu:
-        _check(log_weights, "log_weights", "finite or -inf", log_weights < torch.inf)
-        _check(uniforms, "uniforms", "in [0, 1)", (uniforms >= 0) & (uniforms < 1))
+        contract.check_values(sizes, log_weights, uniforms)
     index, ess, log_mean = run(log_weights, uniforms, scheme=scheme)
     return index, ess, log_mean
 
 
-def _check(values: Tensor, name: str, what: str, good: Tensor) -> None:
-    if not good.all():
-        row, i = (~good).reshape(-1, values.shape[-1]).nonzero()[0].tolist()
-        value = float(values.reshape(-1, values.shape[-1])[row, i])
-        raise ValueError(f"resample: {name}[{row}, {i}] must be {what}, got {value:f}")
-
-
-def _fake_resample(log_weights: Tensor, uniforms: Tensor, scheme: str, backend: str) -> tuple[Tensor, Tensor, Tensor]:
-    sets = log_weights.shape[:-1]
-    return (
-        log_weights.new_empty(log_weights.shape, dtype=torch.int64),
-        log_weights.new_empty(sets),
-        log_weights.new_empty(sets),
-    )
-
-
-_resample_op = register(
-    "resample(Tensor log_weights, Tensor uniforms, str scheme, str backend) -> (Tensor, Tensor, Tensor)",
-    _resample,
-    _fake_resample,
-)
+_resample_op = RESAMPLE.register(_resample)
