@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import xml.etree.ElementTree as ElementTree
 
 import pytest
@@ -54,6 +55,17 @@ def test_what_cannot_be_converted_whole_is_left_as_written(latex: str) -> None:
         assert root.text == text
     assert not {e.tag for e in root.iter()} & {"script", "img", "a"}
     assert not [e for e in root.iter() if {"href", "src", "style"} & set(e.attrib)]
+
+
+def test_without_the_converter_formulas_are_shown_as_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "latex2mathml.converter", None)
+    assert typeset("see $x<2$") == "see $x&lt;2$" and typeset_answer(r"\frac{1}{2}") == r"\frac{1}{2}"
+
+
+@pytest.mark.parametrize("mark", [r"\[", r"\(", "$$", "$x ", "$"])
+def test_thousands_of_marks_that_are_never_closed_stay_text(mark: str) -> None:
+    text = mark * 20_000
+    assert typeset(text) == text
 
 
 @pytest.mark.parametrize(

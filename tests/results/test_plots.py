@@ -88,6 +88,20 @@ def test_accuracy_is_plotted_with_its_error_at_its_cost(tmp_path: Path) -> None:
     plt.close("all")
 
 
+@pytest.mark.parametrize("right", [0, 1, 5, 6])
+def test_accuracies_are_plotted_within_0_and_1(right: int) -> None:
+    records = [
+        {"method": "plain", "problem": f"p{i}", "chain": 0, "correct": i < right, "logp": -1.0, "token_ids": [1]}
+        | {"ended": True, "decoded_tokens": 3}
+        for i in range(6)
+    ]
+    ax = run_plots.plot_cost(summarise(records))
+    low, high = ax.get_ylim()
+    heights = [y for bar in ax.collections for segment in bar.get_segments() for _, y in segment]
+    assert 0 <= low < high <= 1 and heights and low <= min(heights) and max(heights) <= high
+    plt.close("all")
+
+
 def test_compare_prints_answers_and_a_table(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

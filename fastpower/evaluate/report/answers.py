@@ -9,7 +9,7 @@ import numpy as np
 from markupsafe import Markup
 
 from fastpower.evaluate.report import charts
-from fastpower.evaluate.report.formulas import has_formulas, typeset
+from fastpower.evaluate.report.formulas import typeset
 from fastpower.evaluate.statistics import Record, by_problem
 from fastpower.results.traces import by_method
 
@@ -66,7 +66,7 @@ def shown_problem(name: str, group: Sequence[Record], methods: Sequence[str]) ->
 
 def _answer(record: Record, index: int) -> dict[str, Any]:
     texts = [str(text) for text in record.get("token_text") or [f"[{token}]" for token in record["token_ids"]]]
-    whole = "".join(texts[:TOKENS])
+    whole = typeset("".join(texts[:TOKENS]))
     return {
         "index": index,
         "method": str(record["method"]),
@@ -76,7 +76,7 @@ def _answer(record: Record, index: int) -> dict[str, Any]:
         "facts": _facts(record),
         "tokens": [_token(record, i, text) for i, text in enumerate(texts[:TOKENS])],
         "more": max(0, len(texts) - TOKENS),
-        "formulas": typeset(whole) if has_formulas(whole) else None,
+        "formulas": whole if "<math" in whole else None,
         "cuts": any(m.get("cut") is not None for m in record.get("trace") or ()),
         "entropy": Markup(charts.entropy_and_cuts(record)),
         "charts": [

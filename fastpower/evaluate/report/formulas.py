@@ -15,7 +15,8 @@ from markupsafe import Markup
 
 #: $$…$$, \[…\], \(…\) and $…$; a single dollar opens before and closes after something, and no digit follows it: prices
 _MARKED = re.compile(
-    r"\$\$(?P<a>.+?)\$\$|\\\[(?P<b>.+?)\\\]|\\\((?P<c>.+?)\\\)|(?<![\\$])\$(?P<d>[^\s$](?:[^$\n]*[^\s$\\])?)\$(?!\d)",
+    r"\$\$(?P<a>[^$].{0,2000}?)\$\$|\\\[(?P<b>.{1,2000}?)\\\]|\\\((?P<c>.{1,2000}?)\\\)|"
+    r"(?<![\\$])\$(?P<d>[^\s$](?:[^$\n]*[^\s$\\])?)\$(?!\d)",
     re.DOTALL,
 )
 LONGEST = 2000  #: characters of a formula; a longer one stays as it is
@@ -74,8 +75,3 @@ def typeset_answer(text: str) -> Markup:
     """A short answer: bare LaTeX such as ``\\frac{1}{2}`` is a formula also without dollars."""
     bare = re.search(r"\\[a-zA-Z]{2,}", text) and not re.search(r"[\n\"'$]", text)
     return (mathml(text) if bare else None) or typeset(text)
-
-
-def has_formulas(text: str) -> bool:
-    """Whether ``typeset`` would change it."""
-    return "<math" in typeset(text)
