@@ -36,6 +36,10 @@ class OutOfMemory(FastpowerError, MemoryError):
     """Something does not fit, found before it is loaded or allocated; the message names bytes needed and available."""
 
 
+class NotWritten(FastpowerError, OSError):
+    """A result that the disk did not take. Nothing half-written stays; what was written before is safe."""
+
+
 class PromptTooLong(FastpowerError, ValueError):
     """Prompt and horizon do not fit into the model's context."""
 

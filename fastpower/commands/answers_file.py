@@ -9,6 +9,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from fastpower.evaluate.journal import Journal, replace_text
+
 
 class AnswersFile:
     """JSON lines, one an answer, each on disk before the next is begun to be written.
@@ -22,7 +24,7 @@ class AnswersFile:
 
     Raises:
         ValueError: the file holds answers of other settings, or something else; another process writes it.
-        OSError: it cannot be written.
+        OSError: it cannot be written (NotWritten: the disk is full).
     """
 
     def __init__(self, path: str | Path, settings: dict[str, Any]) -> None:
@@ -35,30 +37,25 @@ class AnswersFile:
         try:
             self._agree(Path(f"{self.path}.settings"), settings)
             self.done = self._read()
-            self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 - closed in close
+            self._file = Journal(self.path)
         except BaseException:
             self._lock.release()
             raise
 
     def append(self, record: dict[str, Any]) -> None:
-        """Write one answer; if the disk is full nothing of it stays, and the error is raised."""
-        line = json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
-        size = self.path.stat().st_size
-        try:
-            left = memoryview(line)
-            while left:
-                left = left[self._file.write(left) or 0 :]
-            os.fsync(self._file.fileno())
-        except OSError:
-            os.truncate(self.path, size)
-            raise
+        """Write one answer.
+
+        Raises:
+            NotWritten: the disk did not take it; nothing of it stays in the file.
+        """
+        self._file.append(record)
         self.done.add(str(record["id"]))
 
     def close(self) -> None:
         """Let others write."""
         self._file.close()
+        Path(self._lock.lock_file).unlink(missing_ok=True)  # while it is ours: later it might be another's
         self._lock.release()
-        Path(self._lock.lock_file).unlink(missing_ok=True)
 
     def __enter__(self) -> AnswersFile:
         return self
@@ -87,9 +84,7 @@ class AnswersFile:
             return
         if self.path.is_file() and self.path.stat().st_size:
             raise ValueError(f"--out {str(self.path)!r} is there already and was not written by this command")
-        scratch = Path(f"{file}.new")
-        scratch.write_text(json.dumps(settings, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        os.replace(scratch, file)
+        replace_text(file, json.dumps(settings, ensure_ascii=False, indent=1) + "\n")
 
     def _read(self) -> set[str]:
         """Ids of the answers that are there; half a line at the end is cut off."""

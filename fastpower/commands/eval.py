@@ -43,7 +43,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     group.add_argument("--task", help="see the end of this help")
     group.add_argument("--data", metavar="PATH", help="the task's problems: .json, .jsonl, .csv, .parquet (.gz)")
     group.add_argument("--task-options", metavar="K=V,…", help="options of the task, such as min_terms=2,max_terms=2")
-    group.add_argument("--skip-bad-lines", action="store_true", help="leave malformed lines of data out with a warning")
+    group.add_argument("--skip-bad-lines", action="store_true", help="leave malformed lines out (of a run: draw anew)")
     group.add_argument("--n", "--limit", type=int, metavar="N", help="the first N problems (default: all)")
     group.add_argument("--chains", type=int, default=1, metavar="K", help="answers per problem and method (default 1)")
     group.add_argument(
@@ -83,7 +83,15 @@ def run(args: argparse.Namespace) -> int:
     evaluation = evaluation_from(args)
     say = Talker(args.quiet)
     together = args.engine == "ray"  # its workers load the model in every call
-    evaluate(evaluation, engine_from(args), args.out, on_phase=say.phase, on_record=say.record, together=together)
+    evaluate(
+        evaluation,
+        engine_from(args),
+        args.out,
+        on_phase=say.phase,
+        on_record=say.record,
+        together=together,
+        skip_bad_lines=args.skip_bad_lines,
+    )
     return show(args.out, as_json=args.json)
 
 

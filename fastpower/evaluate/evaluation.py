@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastpower.chains.job import Job
+from fastpower.errors import NotWritten
 from fastpower.evaluate.engine import Engine
 from fastpower.evaluate.grading import Grade
 from fastpower.evaluate.runs import Run, check_writable, read_records
@@ -118,6 +119,7 @@ def evaluate(
     on_phase: Callable[[str, int, int], None] | None = None,
     graders: int = 2,
     together: bool = False,
+    skip_bad_lines: bool = False,
 ) -> Path:
     """Draw and grade every answer that ``out`` does not hold yet; the folder is complete when this returns.
 
@@ -129,12 +131,13 @@ def evaluate(
     engine at once, for engines that load the model anew in every call.
 
     An answer that fails does not stop the others: the error is raised when they are finished, and the next call draws
-    what is missing.
+    what is missing. A disk that takes no more ends the run at once (NotWritten); the next call goes on from there.
+    ``skip_bad_lines``: set lines of ``out`` that are damaged aside and draw their answers again.
     """
     out = Path(out)
     check_writable(out)
     evaluation.task.check()
-    with Run(out, evaluation.config()) as run:
+    with Run(out, evaluation.config(), skip_bad_lines=skip_bad_lines) as run:
         order = [job.id for jobs in evaluation.plan() for job in jobs]
         failure: Exception | None = None
         for jobs in _phases(evaluation, out, together):
@@ -145,6 +148,8 @@ def evaluate(
                 on_phase(", ".join(dict.fromkeys(job.method for job in jobs)), len(todo), len(jobs) - len(todo))
             try:
                 _draw(evaluation, engine, todo, run, on_record, graders)
+            except NotWritten:
+                raise  # what cannot be kept need not be drawn
             except Exception as error:
                 failure = failure or error
                 if evaluation.match_best_of_n:

@@ -10,20 +10,21 @@ ends with the same bytes in ``records.jsonl`` as one that was not (on a decoder 
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import json
-import math
-import os
 import platform
 import tempfile
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, Self
+
+from filelock import FileLock, Timeout
 
 from fastpower import __version__
 from fastpower.errors import FastpowerError
+from fastpower.evaluate.journal import Journal, plain, replace_text
 from fastpower.evaluate.rows import parse_lines
 
 #: Record fields that depend on the machine, its load or on how a run was batched.
@@ -62,23 +63,29 @@ class Run:
     """A run folder opened for appending. Use as a context manager.
 
     Opening repairs what a kill may have left: a last line without its newline is removed. ``done`` holds the ids of the
-    records that are safely on disk.
+    records that are safely on disk. With ``skip_bad_lines`` lines that are no records are moved to a file beside it
+    (``records.jsonl.bad``), and their answers are missing.
     """
 
-    def __init__(self, path: str | Path, config: Mapping[str, Any]) -> None:
+    def __init__(self, path: str | Path, config: Mapping[str, Any], *, skip_bad_lines: bool = False) -> None:
         """Open ``path``, creating it if needed. ``config`` must equal the folder's own if it has one.
 
         Raises RunError: not writable, another process is writing, another config (naming what differs); BadLine for a
-        damaged line that is not the last.
+        damaged line that is not the last; NotWritten where the disk is full.
         """
         self.path = Path(path)
         check_writable(self.path)
-        self._lock = _lock(self.path)
-        self._files: list[int] = []
+        self._open = contextlib.ExitStack()  # what close closes, last first
         try:
-            self.config = _plain(dict(config))
+            _lock(self.path, self._open)
+            self.config = plain(dict(config))
             self._agree()
-            self._records, self._timings = (self._open(name) for name in ("records.jsonl", "timings.jsonl"))
+            if skip_bad_lines:
+                for name in ("records.jsonl", "timings.jsonl"):
+                    _set_aside(self.path / name)
+            self._timings = self._open.enter_context(Journal(self.path / "timings.jsonl"))
+            self._records = Journal(self.path / "records.jsonl")
+            self._open.callback(lambda: self._records.close())  # whichever it is then: finalise opens it anew
             self.done = {str(r["id"]) for r in read_records(self.path)}
         except BaseException:
             self.close()
@@ -88,7 +95,7 @@ class Run:
         file = self.path / "config.json"
         if not file.exists():
             content = {"format": FORMAT, "config": self.config, "versions": versions()}
-            _replace(file, json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+            replace_text(file, json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
             return
         old = read_config(self.path)["config"]
         differs = [key for key in sorted({*old, *self.config}) if old.get(key) != self.config.get(key)]
@@ -96,23 +103,18 @@ class Run:
             said = "; ".join(f"{k} was {old.get(k)!r}, now {self.config.get(k)!r}" for k in differs)
             raise RunError(f"{str(self.path)!r} holds a run with other settings ({said}): choose another --out")
 
-    def _open(self, name: str) -> int:
-        fd = os.open(self.path / name, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        self._files.append(fd)
-        _repair(fd)
-        return fd
-
     def append(self, record: Mapping[str, Any]) -> None:
         """Write one record, on disk when this returns. Its timing goes first, so that no record is without.
 
-        Raises ValueError for an id that the run already has.
+        Raises ValueError for an id that the run already has; NotWritten where the disk did not take it, with nothing
+        of it left in the folder.
         """
         name = str(record["id"])
         if name in self.done:
             raise ValueError(f"record {name!r} is already in {str(self.path)!r}")
         timing = {key: record[key] for key in VOLATILE if key in record}
-        _append(self._timings, {"id": name, **timing})
-        _append(self._records, {key: value for key, value in record.items() if key not in VOLATILE})
+        self._timings.append({"id": name, **timing})
+        self._records.append({key: value for key, value in record.items() if key not in VOLATILE})
         self.done.add(name)
 
     def finalise(self, order: Iterable[str]) -> None:
@@ -123,16 +125,12 @@ class Run:
             for line in file:
                 lines.setdefault(str(json.loads(line)["id"]), line)
         ids = sorted(lines, key=lambda name: (place.get(name, len(place)), name))
-        _replace(self.path / "records.jsonl", "".join(lines[name] for name in ids))
-        os.close(self._records)  # it still points at the file that was replaced
-        self._files.remove(self._records)
-        self._records = self._open("records.jsonl")
+        replace_text(self.path / "records.jsonl", "".join(lines[name] for name in ids))
+        replaced, self._records = self._records, Journal(self.path / "records.jsonl")
+        replaced.close()
 
     def close(self) -> None:
-        for fd in self._files:
-            os.close(fd)
-        self._files = []
-        self._lock.close()
+        self._open.close()
 
     def __enter__(self) -> Self:
         return self
@@ -179,62 +177,32 @@ def _lines(file: Path, skip_bad_lines: bool) -> list[dict[str, Any]]:
     return [row for _, row in parse_lines(whole, file, skip_bad_lines=skip_bad_lines)]
 
 
-def _lock(path: Path) -> IO[str]:
-    file = (path / ".lock").open("w")
+def _lock(path: Path, until: contextlib.ExitStack) -> None:
+    """Keep other writers out of the folder until ``until`` is closed."""
+    lock = FileLock(path / ".lock", timeout=0, thread_local=False)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
+        lock.acquire()
+    except Timeout:
         problem = f"{str(path)!r} is being written by another process; wait for it or choose another --out"
         raise RunError(problem) from None
-    return file
+    until.callback(lock.release)
 
 
-def _repair(fd: int) -> None:
-    """Cut a last line that has no newline: the process died while writing it."""
-    size = os.fstat(fd).st_size
-    end, block = size, 1 << 16
-    while end > 0:
-        start = max(0, end - block)
-        newline = os.pread(fd, end - start, start).rfind(b"\n")
-        if newline >= 0:
-            end = start + newline + 1
-            break
-        end = start
-    if end != size:
-        os.ftruncate(fd, end)
-        os.fsync(fd)
-
-
-def _append(fd: int, row: Mapping[str, Any]) -> None:
-    data = (json.dumps(_plain(row), ensure_ascii=False, sort_keys=True, allow_nan=False) + "\n").encode()
-    while data:  # one write unless the disk is full or a signal came in between
-        data = data[os.write(fd, data) :]
-    os.fsync(fd)
-
-
-def _replace(file: Path, text: str) -> None:
-    temporary = file.with_name(f".{file.name}.new")
-    with temporary.open("w", encoding="utf-8", newline="\n") as out:
-        out.write(text)
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(temporary, file)
-    folder = os.open(file.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def _plain(value: Any) -> Any:
-    """JSON-able: numpy scalars and arrays become Python's, tuples lists, NaN and infinities None."""
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    return value
+def _set_aside(file: Path) -> None:
+    """Move lines that are no JSON objects with an id to ``FILE.bad``."""
+    if not file.is_file():
+        return
+    good: list[str] = []
+    bad: list[str] = []
+    for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if line.strip():
+            (good if isinstance(row, dict) and "id" in row else bad).append(line + "\n")
+    if bad:
+        place = file.with_name(f"{file.name}.bad")
+        before = place.read_text(encoding="utf-8") if place.is_file() else ""
+        replace_text(place, before + "".join(bad))
+        replace_text(file, "".join(good))

@@ -18,6 +18,7 @@ from fastpower.cli import build_parser, main
 from fastpower.commands.answers_file import AnswersFile
 from fastpower.commands.presets import PRESETS
 from fastpower.commands.prompt_files import read_prompts, with_prefill, with_system
+from tests.evaluate.disks import largest_file
 from tests.evaluate.toys import toy_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,30 +102,28 @@ def test_the_same_command_goes_on_where_it_stopped_and_another_is_refused(tmp_pa
     assert (tmp_path / "other").read_text() == "mine"
 
 
-def test_a_full_disk_leaves_whole_lines_and_is_resumed(tmp_path, monkeypatch):
-    import errno
-
+def test_one_command_writes_a_file_at_a_time(tmp_path):
     with AnswersFile(tmp_path / "a.jsonl", {"seed": 0}) as answers:
         answers.append({"id": "a"})
-        real = answers._file
-
-        class Full:
-            def write(self, data):
-                real.write(bytes(data[: len(data) // 2]))
-                raise OSError(errno.ENOSPC, "No space left on device")
-
-            def __getattr__(self, name):
-                return getattr(real, name)
-
-        answers._file = Full()
-        with pytest.raises(OSError, match="No space"):
-            answers.append({"id": "b"})
-        answers._file = real
-    assert (tmp_path / "a.jsonl").read_text() == '{"id": "a"}\n'
-    with AnswersFile(tmp_path / "a.jsonl", {"seed": 0}) as answers:
-        assert answers.done == {"a"}
         with pytest.raises(ValueError, match="another process"):
             AnswersFile(tmp_path / "a.jsonl", {"seed": 0})
+    with AnswersFile(tmp_path / "a.jsonl", {"seed": 0}) as answers:
+        assert answers.done == {"a"}
+
+
+@pytest.mark.parametrize("extra", [10, 700, 1500, 2500])
+def test_a_full_disk_ends_the_command_and_the_same_command_goes_on_when_there_is_room(tmp_path, capsys, extra):
+    prompts, out = tmp_path / "prompts", tmp_path / "answers.jsonl"
+    prompts.write_text("\n".join("1234"[i % 4] for i in range(4)))
+    command = ["sample", "--prompts", str(prompts), "--out", str(out), "--chains", "1", *FAST]
+    with largest_file(extra):
+        assert main(command) == 3
+    said = capsys.readouterr().err
+    assert "answers.jsonl" in said and "make room" in said and "Traceback" not in said
+    assert all(json.loads(line) for line in out.read_text().splitlines()) if out.exists() else True
+    assert not out.exists() or out.read_bytes()[-1:] in (b"", b"\n")
+    assert main(command) == 0
+    assert len({record["id"] for record in lines(out.read_text())}) == len(out.read_text().splitlines()) == 4
 
 
 def test_damage_in_the_middle_of_a_file_is_not_thrown_away(tmp_path):

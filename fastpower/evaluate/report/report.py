@@ -15,6 +15,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from fastpower.evaluate.journal import replace_text
 from fastpower.evaluate.report import charts, formulas, style
 from fastpower.evaluate.report.answers import chosen_problems, problem_lines, shown_problem
 from fastpower.evaluate.report.csv_files import write_methods, write_problems
@@ -40,7 +41,7 @@ def write_report(path: str | Path, records: Sequence[Record], rows: Sequence[Row
     """
     content = read_config(path)
     file = Path(path) / "report.html"
-    file.write_text(page(content["config"], content["versions"], records, rows), encoding="utf-8")
+    replace_text(file, page(content["config"], content["versions"], records, rows))
     write_methods(Path(path) / "methods.csv", rows)
     write_problems(Path(path) / "problems.csv", records)
     return file
