@@ -20,10 +20,11 @@ from dataclasses import dataclass
 
 from fastpower.chains.chain import Chain
 from fastpower.chains.job import Finished, Job
-from fastpower.chains.requests import Branch, Rollout, Score
-from fastpower.decoders.base import Decoder, TokenDraws, VerifyingDecoder
-from fastpower.errors import CacheFull, InvalidLogits
+from fastpower.chains.requests import Rollout, Score
+from fastpower.decoders.base import Decoder, VerifyingDecoder
+from fastpower.errors import CacheFull
 from fastpower.scheduler.batch import Batch
+from fastpower.scheduler.delivery import Delivery
 from fastpower.scheduler.guesses import Guesser, Guesses, NgramGuesser
 from fastpower.scheduler.lanes import Lane, Member
 from fastpower.scheduler.port import SchedulerPort
@@ -34,8 +35,8 @@ from fastpower.scheduler.turns import Turns
 
 # Up to so many rows a step costs little more than with one, because it waits for the weights (docs/results.md).
 _CHEAP_ROWS = 8
-# NAN | MASKED of fastpower.kernels.Status; written out so that the hot loop compares integers.
-_BAD_ROW = 1 | 2
+
+
 _END = object()  # no job is left, nor will be
 
 
@@ -110,8 +111,8 @@ class Scheduler:
         self._port = SchedulerPort(decoder, self._running, self._idle_rows)
         self._lanes: list[Lane] = []
         self._parked: list[Lane] = []
-        self._open: dict[tuple[int, int], Lane] = {}  # (id of parent, length) → lane that has not drawn yet
         self._counter = itertools.count()
+        self._delivery = Delivery(decoder, self.residence, self._running, self._guesses, self._counter)
         self._pressed = False  # memory ran out: admit nothing until something is given back
         self._exhausted = False  # no job is there to begin
 
@@ -183,7 +184,7 @@ class Scheduler:
             self.residence.drop(lane)
         self.unfinished = self._running.abandon()
         self._lanes, self._parked = [], []
-        self._open.clear()
+        self._delivery.open.clear()
         self.residence.flush()
         self.residence.running = False
 
@@ -221,7 +222,7 @@ class Scheduler:
             order, ticket = head
             request = ticket.request
             key = (id(request.parent), request.length)
-            lane = self._open.get(key) if self.share_lanes and isinstance(request, Rollout) else None
+            lane = self._delivery.open.get(key) if self.share_lanes and isinstance(request, Rollout) else None
             if lane is None and len(self._lanes) + len(scores) >= self.max_rows:
                 break
             running.take()
@@ -236,7 +237,7 @@ class Scheduler:
             lane = Lane(order, next(self._counter), request.parent, request.length, request.alpha, member)
             self._lanes.append(lane)
             if self.share_lanes:
-                self._open[key] = lane
+                self._delivery.open[key] = lane
         if scores:
             self._score(scores)
 
@@ -299,31 +300,15 @@ class Scheduler:
                     return
                 [lane] = self._lanes
                 self._lanes = []
-                self._close(lane)
-                self.residence.drop(lane)
-                for member in lane.members:
-                    self._running.resolve(member.ticket, None, full)
+                self._delivery.close(lane)
+                self._delivery.fail(lane, full)
                 return
         else:
             return
         self.totals.steps += 1
         self.totals.add(len(batch.lanes), batch.tokens, len(batch.rows))
-        survivors: list[Lane] = []
-        eos_ids, status, firsts = self.decoder.eos_ids, out.status, batch.firsts
-        for row, lane in enumerate(batch.lanes):
-            if lane.guess:
-                self._verify(lane, row, batch, out, survivors)
-                continue
-            base = batch.bases[row]
-            if lane.open or status[base] & _BAD_ROW or not lane.draws_alone():
-                self._deliver(lane, row, batch, out, survivors)
-                continue
-            token, goes_on = lane.advance_alone(out, base, firsts[row], eos_ids)
-            if goes_on:
-                lane.tokens.append(token)
-                survivors.append(lane)
-            else:
-                self._split(lane, {}, survivors, [(lane.members[0], token)])
+        survivors = self._delivery.hand_out(batch, out)
+        self._pressed = self._pressed and not self._delivery.gave_back
         self._lanes = survivors + self._lanes[len(batch.lanes) :]
         self._lanes.sort(key=_rank)
 
@@ -332,116 +317,18 @@ class Scheduler:
         if any(member.ticket.cancelled for member in lane.members):
             lane.members = [member for member in lane.members if not member.ticket.cancelled]
             if not lane.members:
-                self._close(lane)
+                self._delivery.close(lane)
                 self.residence.drop(lane)
                 self._pressed = False
                 return False
         return True
 
-    def _close(self, lane: Lane) -> None:
-        """The lane is about to draw, or gone: nobody can join it any more."""
-        if lane.open:
-            lane.open = False
-            if self._open.get(lane.start) is lane:
-                del self._open[lane.start]
-
-    def _deliver(self, lane: Lane, row: int, batch: Batch, out: TokenDraws, survivors: list[Lane]) -> None:
-        """Hand a row's results to the lane's members, finish those that are done, split the rest by token."""
-        if not lane.feed(len(batch.work[row].tokens)):
-            survivors.append(lane)
-            return
-        if lane.open:
-            self._close(lane)
-            self.residence.share(lane)
-        status: int = out.status[batch.bases[row]]
-        if status & _BAD_ROW:
-            self._fail(lane, _bad_row(status, len(lane.tokens)))
-            return
-        groups, done = lane.advance(out, batch.bases[row], batch.firsts[row], self.decoder.eos_ids)
-        if done or len(groups) > 1:
-            self._split(lane, groups, survivors, done)
-            return
-        [token] = groups
-        lane.tokens.append(token)
-        survivors.append(lane)
-
     def _plan_guesses(self) -> None:
         lanes = [] if self._pressed or self._parked else self._lanes
         for lane, error in self._guesses.plan(lanes):
             self._lanes.remove(lane)
-            self._close(lane)
-            self._fail(lane, error)
-
-    def _fail(self, lane: Lane, error: Exception) -> None:
-        self.residence.drop(lane)
-        for member in lane.members:
-            self._running.resolve(member.ticket, None, error)
-
-    def _verify(self, lane: Lane, row: int, batch: Batch, out: TokenDraws, survivors: list[Lane]) -> None:
-        """Take what the only member drew behind its last token and its guesses, in order, as far as they hold."""
-        assert lane.sequence is not None
-        [member] = lane.members
-        guess, lane.guess = lane.guess, []
-        lane.feed(1)
-        if lane.open:
-            self._close(lane)
-            self.residence.share(lane)
-        base, draw = batch.bases[row], batch.firsts[row]
-        for kept in range(len(guess) + 1):
-            status = out.status[base + kept]
-            if status & _BAD_ROW:
-                self._fail(lane, _bad_row(status, len(lane.tokens)))
-                return
-            token, goes_on = lane.take_alone(out, base + kept, draw + kept, self.decoder.eos_ids)
-            if not goes_on:
-                lane.matched(len(guess), kept, False)
-                self._split(lane, {}, survivors, [(member, token)])
-                return
-            lane.tokens.append(token)
-            if kept == len(guess) or token != guess[kept]:
-                break
-            lane.fed += 1
-        lane.matched(len(guess), kept, kept < len(guess))
-        self.decoder.truncate(lane.sequence, lane.fed)
-        survivors.append(lane)
-
-    def _split(
-        self, lane: Lane, groups: dict[int, list[Member]], survivors: list[Lane], done: list[tuple[Member, int]]
-    ) -> None:
-        assert lane.sequence is not None
-        branches: dict[int, Branch] = {}
-        for member, token in done:  # equal tokens share one branch, so that their next rollouts share a lane
-            self._pressed = False
-            self._guesses.saw(lane, token, member.request.length, member.ticket.chain.prompt)
-            if member.gave_up:
-                self._running.resolve(member.ticket, member.suffix(None))
-                continue
-            branch = branches.get(token)
-            if branch is None:
-                tokens = (*lane.tokens, token) if token >= 0 else tuple(lane.tokens)
-                branch = branches[token] = self.residence.branch(lane, tokens)
-            self._running.resolve(member.ticket, member.suffix(branch))
-        if not groups:
-            self.residence.drop(lane)
-            return
-        base = lane.tokens
-        for i, (token, members) in enumerate(groups.items()):
-            if i == len(groups) - 1:
-                lane.members = members
-                lane.tokens = base
-                base.append(token)
-                survivors.append(lane)
-                return
-            child = lane.split(next(self._counter), [*base, token], members)
-            with contextlib.suppress(CacheFull):  # then it is recomputed when its turn comes
-                child.sequence = self.decoder.fork(lane.sequence, lane.fed)
-                child.fed = lane.fed
-            survivors.append(child)
-
-
-def _bad_row(status: int, position: int) -> InvalidLogits:
-    what = "NaN or +inf" if status & 1 else "no finite entry"
-    return InvalidLogits(f"the logits at position {position} hold {what}; check the model's weights and dtype")
+            self._delivery.close(lane)
+            self._delivery.fail(lane, error)
 
 
 _rank = operator.attrgetter("rank")
