@@ -11,15 +11,19 @@ Generation uses the sampler. Log-likelihoods are the model's own, at exponent 1:
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from fastpower.decoders.base import Work
+from fastpower.errors import PromptTooLong
 from fastpower.generation import plan, run_jobs
 from fastpower.interfaces import interface
 from fastpower.language_model import LanguageModel, load
+from fastpower.models.prompts import text_tokens
 from fastpower.samplers import make_sampler
 
 with interface("lm_eval"):
@@ -39,6 +43,9 @@ class FastpowerLM(LM):  # type: ignore[misc]
     ``fastpower.make_sampler``. max_new_tokens: the horizon where a task gives none. max_rows: rows of a decode batch
     (the harness's batch_size, where it is a number). A task's stop strings cut the finished answer: the target is the
     model's own p^alpha up to the horizon, and sampling options of the task (temperature, …) are ignored.
+
+    A context that does not fit fails alone, with a warning: its answer is "", its log-likelihood −inf. It is not cut,
+    since a part of it would be another question. Where no request fits PromptTooLong is raised.
     """
 
     def __init__(
@@ -95,26 +102,37 @@ class FastpowerLM(LM):  # type: ignore[misc]
         return text
 
     def _tokens(self, text: str) -> list[int]:
+        """Text to be continued, behind the start token if the model has one; "" is what stands for nothing."""
         tokenizer = self.model.tokenizer
+        if not text:
+            return self._empty()
+        return self.model.decoder.encode(text) if tokenizer is None else text_tokens(tokenizer, text)
+
+    def _behind_nothing(self, text: str) -> list[int]:
+        """Text to be scored from its first token on: one start token, then the text's own tokens."""
+        tokenizer, start = self.model.tokenizer, self._empty()
         if tokenizer is None:
-            return self.model.decoder.encode(text)
-        start = tokenizer.bos_token
-        # a chat template has written the start token already
-        return list(tokenizer(text, add_special_tokens=not (start and text.startswith(start)))["input_ids"])
+            return start + self.model.decoder.encode(text)
+        tokens = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        return tokens if tokens[:1] == start else start + tokens
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """Answers in the order of the requests. Equal requests (``repeats``) are different chains."""
+        options = [dict(request.args[1] or {}) for request in requests]
         contexts = [self._tokens(request.args[0]) for request in requests]
-        horizons = [int(request.args[1].get("max_gen_toks", self.max_new_tokens)) for request in requests]
-        samplers = [self._sampler(horizon) for horizon in horizons]
-        jobs = plan(self.model, contexts, samplers, seed=self.seed, fixed_length=True)
+        horizons = [_horizon(o, len(c), self.max_new_tokens) for o, c in zip(options, contexts, strict=True)]
+        sizes = [len(context) + horizon for context, horizon in zip(contexts, horizons, strict=True)]
+        fit = self._those_that_fit(sizes) or range(len(requests))  # where none fits, plan says what is wrong
+        samplers = [self._sampler(horizons[i]) for i in fit]
+        jobs = plan(self.model, [contexts[i] for i in fit], samplers, seed=self.seed, fixed_length=True)
+        place = {id(job): i for job, i in zip(jobs, fit, strict=True)}
         texts = {
-            id(job): result.text
+            place[id(job)]: result.text
             for job, result in run_jobs(self.model, jobs, max_rows=self.max_rows, progress=not disable_tqdm)
         }
         answers = []
-        for job, request in zip(jobs, requests, strict=True):
-            text = _until(texts[id(job)], request.args[1])
+        for i, request in enumerate(requests):
+            text = _until(texts.get(i, ""), options[i])
             self.cache_hook.add_partial("generate_until", request.args, text)
             answers.append(text)
         return answers
@@ -124,18 +142,42 @@ class FastpowerLM(LM):  # type: ignore[misc]
         pairs = []
         for request in requests:
             context, continuation = request.args
-            stem = context.rstrip()
-            whole = self._tokens(context + continuation) if context else self._empty() + self._tokens(continuation)
-            start = len(self._tokens(stem)) if context else 1
-            pairs.append((whole, min(start, len(whole) - 1)))
-        return self._score(pairs)
+            stem = context.rstrip()  # blanks belong to the continuation's first token
+            if stem:
+                whole, start = self._tokens(context + continuation), len(self._tokens(stem))
+            else:
+                whole, start = self._behind_nothing(context + continuation), 1
+            if continuation:  # where it is one token with the context's end, that token
+                start = min(start, len(whole) - 1)
+            if start == 0:
+                whole, start = self._empty() + whole, 1
+            pairs.append((whole, start))
+        fit = self._those_that_fit([len(whole) for whole, _ in pairs])
+        if pairs and not fit:
+            raise PromptTooLong(
+                f"none of the {len(pairs)} requests fits into the model's context of {self.model.decoder.max_length} "
+                f"tokens; the shortest has {min(len(whole) for whole, _ in pairs)}"
+            )
+        scores = dict(zip(fit, self._score([pairs[i] for i in fit]), strict=True))
+        return [scores.get(i, (-math.inf, False)) for i in range(len(pairs))]
+
+    def _those_that_fit(self, sizes: Sequence[int]) -> list[int]:
+        """Places of the requests whose tokens fit into the model's context; a warning names the others."""
+        limit = self.model.decoder.max_length
+        for i, size in enumerate(sizes):
+            if size > limit:
+                warnings.warn(
+                    f"request {i} fails: with what is to follow it needs {size} tokens, the model's context is {limit}",
+                    stacklevel=3,
+                )
+        return [i for i, size in enumerate(sizes) if size <= limit]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """log p of whole texts, in windows of the context length, every token scored once."""
         results = []
         limit = self.model.decoder.max_length
         for request in requests:
-            tokens = self._empty() + self._tokens(request.args[0])
+            tokens = self._behind_nothing(request.args[0])
             windows, done = [], 1
             while done < len(tokens):
                 end = min(len(tokens), max(done, 1) - 1 + limit) if done == 1 else min(len(tokens), done + limit // 2)
@@ -178,6 +220,26 @@ def _device(name: str | None) -> str | None:
     if name is None or name == "cpu" or (name.startswith("cuda") and not torch.cuda.is_available()):
         return None
     return name
+
+
+#: what tasks and other models of the harness call the horizon, the first one given counts
+_HORIZON = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+
+
+def _horizon(options: Mapping[str, Any], context: int, default: int) -> int:
+    """Tokens that an answer may have; ``max_length`` counts those of the context, too."""
+    given = next((name for name in (*_HORIZON, "max_length") if options.get(name) is not None), None)
+    if given is None:
+        return default
+    try:
+        value = int(options[given])
+    except (TypeError, ValueError):
+        value = 0
+    value -= context if given == "max_length" else 0
+    if value < 1:
+        least = f"above the context's {context} tokens" if given == "max_length" else "a whole number of at least 1"
+        raise ValueError(f"the task's {given} = {options[given]!r} leaves no token for an answer: it must be {least}")
+    return value
 
 
 def _until(text: str, options: Mapping[str, Any]) -> str:

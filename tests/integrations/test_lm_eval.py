@@ -10,11 +10,18 @@ import pytest
 
 lm_eval = pytest.importorskip("lm_eval")
 
+import tokenizers  # noqa: E402
+import transformers  # noqa: E402
 from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.api.registry import get_model  # noqa: E402
+from tokenizers.models import WordLevel  # noqa: E402
+from tokenizers.pre_tokenizers import WhitespaceSplit  # noqa: E402
+from tokenizers.processors import TemplateProcessing  # noqa: E402
 
+from fastpower.decoders.toy import ToyDecoder, random_logits  # noqa: E402
 from fastpower.errors import PromptTooLong  # noqa: E402
 from fastpower.integrations.lm_eval import FastpowerLM  # noqa: E402
+from fastpower.language_model import LanguageModel  # noqa: E402
 from tests.evaluate.toys import toy_model  # noqa: E402
 
 TASK = """\
@@ -109,3 +116,99 @@ def test_the_harness_default_device_is_the_cpu_where_there_is_no_gpu(monkeypatch
     FastpowerLM("some/model", device="cuda")
     FastpowerLM("some/model", device="cuda:0")
     assert asked == [None, None]
+
+
+def _with_tokenizer(first: bool, last: bool = False) -> LanguageModel:
+    """The toy model behind a tokenizer of words; 0 is its start and end token, put first and last if asked."""
+    words = tokenizers.Tokenizer(WordLevel({"<s>": 0, "1": 1, "2": 2, "3": 3, "4": 4}, unk_token="4"))
+    words.pre_tokenizer = WhitespaceSplit()
+    template = " ".join(["<s>"] * first + ["$A"] + ["<s>"] * last)
+    words.post_processor = TemplateProcessing(single=template, special_tokens=[("<s>", 0)])
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="<s>")
+    return LanguageModel(toy_model().decoder, tokenizer, name="toy", chat=False)
+
+
+def _expected(tokens: list[int], start: int) -> float:
+    decoder: Any = toy_model().decoder
+    return sum(float(decoder.log_probabilities(tokens[:i])[tokens[i]]) for i in range(start, len(tokens)))
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize(
+    ("context", "continuation", "tokens", "start"),
+    [
+        ("", "3 4", [0, 3, 4], 1),
+        ("", "<s> 3 4", [0, 3, 4], 1),
+        (" ", "3 4", [0, 3, 4], 1),
+        ("\n", "3", [0, 3], 1),
+        ("1 2", " 3", [1, 2, 3], 2),
+        ("1 2 ", "3", [1, 2, 3], 2),
+        ("<s> 1 2", " 3", [0, 1, 2, 3], 3),
+        ("1", "", [1], 1),
+        ("", "", [0], 1),
+    ],
+)
+def test_a_start_token_stands_first_once_and_the_continuation_alone_is_scored(
+    first: bool, last: bool, context: str, continuation: str, tokens: list[int], start: int
+) -> None:
+    if first and tokens[0] != 0:
+        tokens, start = [0, *tokens], start + 1
+    logp, _ = FastpowerLM(_with_tokenizer(first, last)).loglikelihood([_request("l", context, continuation)])[0]
+    assert logp == pytest.approx(_expected(tokens, start), abs=1e-5)
+
+
+@pytest.mark.parametrize("text", ["1 3 2", "<s> 1 3 2"])
+@pytest.mark.parametrize("first", [False, True])
+def test_rolling_log_likelihoods_begin_behind_one_start_token(first: bool, text: str) -> None:
+    found = FastpowerLM(_with_tokenizer(first)).loglikelihood_rolling([_request("r", text)])[0]
+    assert found == pytest.approx(_expected([0, 1, 3, 2], 1), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "horizon"),
+    [
+        ({}, 7),
+        ({"max_gen_toks": 3}, 3),
+        ({"max_new_tokens": 3}, 3),
+        ({"max_tokens": "3"}, 3),
+        ({"max_completion_tokens": 3.0}, 3),
+        ({"max_length": 5}, 3),
+        ({"max_new_tokens": None, "max_tokens": 4}, 4),
+        ({"max_gen_toks": 2, "max_new_tokens": 3, "max_length": 9}, 2),
+    ],
+)
+def test_every_name_of_the_horizon_counts(options: dict[str, Any], horizon: int) -> None:
+    endless = LanguageModel(ToyDecoder(random_logits(5, seed=7), 5), name="endless")
+    model = FastpowerLM(endless, method="plain", max_new_tokens=7)
+    assert len(model.generate_until([_request("g", "1 2", options)], disable_tqdm=True)[0].split()) == horizon
+
+
+@pytest.mark.parametrize("options", [{"max_new_tokens": 0}, {"max_tokens": "many"}, {"max_length": 2}])
+def test_a_horizon_without_room_for_an_answer_is_named(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
+        FastpowerLM(toy_model()).generate_until([_request("g", "1 2", options)], disable_tqdm=True)
+
+
+def test_a_long_context_fails_alone() -> None:
+    def model() -> FastpowerLM:
+        small = toy_model()
+        small.decoder.max_length = 9
+        return FastpowerLM(small, method="plain", seed=4, max_new_tokens=4)
+
+    long, texts = "1 2 3 4 " * 3, ["1 2", "2 1 3", "4"]
+    requests = [_request("g", text, {}) for text in texts]
+    alone = model().generate_until(requests, disable_tqdm=True)
+    with pytest.warns(UserWarning, match=r"request 1 fails.* 16 tokens.* 9"):
+        among = model().generate_until([requests[0], _request("g", long, {}), *requests[1:]], disable_tqdm=True)
+    assert among == [alone[0], "", *alone[1:]]
+    requests = [_request("l", text, " 3") for text in texts]
+    alone_scores = model().loglikelihood(requests)
+    with pytest.warns(UserWarning, match="request 0 fails"):
+        assert model().loglikelihood([_request("l", long, " 3"), *requests]) == [(-np.inf, False), *alone_scores]
+    with pytest.warns(UserWarning), pytest.raises(PromptTooLong, match="none of the 1 requests"):
+        model().loglikelihood([_request("l", long, " 3")])
+
+
+def test_an_empty_context_is_continued_from_the_start_token() -> None:
+    assert len(FastpowerLM(toy_model(), method="plain").generate_until([_request("g", "", {})], disable_tqdm=True)) == 1

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fastpower.evaluate.journal import replace_text
 from fastpower.evaluate.statistics import Record, by_problem
 from fastpower.evaluate.summary import Row
 from fastpower.results.traces import by_method
@@ -70,7 +72,8 @@ def write_problems(path: Path, records: Sequence[Record]) -> None:
 
 def _write(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     lines = list(lines)
-    with path.open("w", encoding="utf-8", errors="replace", newline="") as file:
-        writer = csv.DictWriter(file, list(lines[0]) if lines else [])
-        writer.writeheader()
-        writer.writerows({k: "" if v is None or v != v else v for k, v in line.items()} for line in lines)
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, list(lines[0]) if lines else [])
+    writer.writeheader()
+    writer.writerows({k: "" if v is None or v != v else v for k, v in line.items()} for line in lines)
+    replace_text(path, file.getvalue())
