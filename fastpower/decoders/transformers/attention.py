@@ -60,6 +60,20 @@ class Step(NamedTuple):
     append_kv: Callable[..., None]
     paged_attention: Callable[..., Tensor]
 
+    @classmethod
+    def of(
+        cls,
+        k: Tensor,
+        v: Tensor,
+        pages: Sequence[Tensor],
+        append_kv: Callable[..., None],
+        paged_attention: Callable[..., Tensor],
+    ) -> Step:
+        """pages: slots, page table, query starts, lengths; where prefixes are shared, groups' starts and pages."""
+        slots, table, starts, lengths, *groups = pages
+        shared = (groups[0], groups[1]) if groups else None
+        return cls(k, v, slots, table, starts, lengths, shared, append_kv, paged_attention)
+
     def attend(
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, scaling: Any, window: Any, softcap: Any, **kw: Any
     ) -> Tensor:

@@ -354,24 +354,12 @@ class TransformersDecoder:
         if self._device is not None and not self._device.hooked:
             uploaded, kept = self._device.upload(batch, keep if len(keep) < len(tokens) else None)
             return self._device.logits(self._device.hidden(self.cache.k, self.cache.v, uploaded, kept))
-        arrays = [tokens[None], positions[None], slots, table, starts, lengths, keep, *(shared or ())]
-        ids, places, slots_, table_, starts_, lengths_, keep_, *groups = to_device(arrays, self.layout.device)
-        step = Step(
-            self.cache.k,
-            self.cache.v,
-            slots_,
-            table_,
-            starts_,
-            lengths_,
-            None if shared is None else (groups[0], groups[1]),
-            self._append_kv,
-            self._attention_kernel,
-        )
+        arrays = [tokens[None], positions[None], keep, slots, table, starts, lengths, *(shared or ())]
+        ids, places, kept, *pages = to_device(arrays, self.layout.device)
+        step = Step.of(self.cache.k, self.cache.v, pages, self._append_kv, self._attention_kernel)
         with self._substitution.paged():
-            out = self.model(
-                input_ids=ids, position_ids=places, use_cache=False, logits_to_keep=keep_, fastpower_step=step
-            )
-        logits: Tensor = out.logits[0]
+            wanted = {"input_ids": ids, "position_ids": places, "logits_to_keep": kept, "use_cache": False}
+            logits: Tensor = self.model(**wanted, fastpower_step=step).logits[0]
         return logits
 
     def _draw(self, logits: Tensor, draws: Draws) -> TokenDraws:
