@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from fastpower.chains.requests import Branch
 from fastpower.errors import InvalidGuess
@@ -111,3 +111,17 @@ class Guesses:
                     "guess=0 makes no guesses"
                 )
         return tokens
+
+
+def verifies(decoder: Any) -> bool:
+    """Whether a decoder has ``verify``, and nobody has put a ``forward`` of their own over the class that has it: that
+    would not see the steps with guesses."""
+    own = getattr(decoder, "__dict__", {})
+    if "forward" in own:
+        return "verify" in own
+    for cls in type(decoder).__mro__:
+        if "verify" in vars(cls):
+            return True
+        if "forward" in vars(cls):
+            return False
+    return False

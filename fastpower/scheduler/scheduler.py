@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from fastpower.chains.chain import Chain
 from fastpower.chains.job import Finished, Job
 from fastpower.chains.requests import Rollout, Score
-from fastpower.decoders.base import Decoder, VerifyingDecoder
+from fastpower.decoders.base import Decoder
 from fastpower.errors import CacheFull
 from fastpower.scheduler.batch import Batch
 from fastpower.scheduler.delivery import Delivery
-from fastpower.scheduler.guesses import Guesser, Guesses, NgramGuesser
+from fastpower.scheduler.guesses import Guesser, Guesses, NgramGuesser, verifies
 from fastpower.scheduler.lanes import Lane, Member
 from fastpower.scheduler.port import SchedulerPort
 from fastpower.scheduler.residence import Residence
@@ -93,7 +93,7 @@ class Scheduler:
         if guess < 0:
             raise ValueError(f"guess must be ≥ 0 tokens (0 = none), got {guess}")
         self._guesses = Guesses(
-            guess if isinstance(decoder, VerifyingDecoder) else 0, guesser, decoder.vocab_size, _CHEAP_ROWS
+            guess if verifies(decoder) else 0, guesser, decoder.vocab_size, min(_CHEAP_ROWS, max_rows)
         )
         self.decoder = decoder
         self.max_rows = max_rows

@@ -41,6 +41,8 @@ WAYS: dict[str, tuple[dict, dict]] = {
     "no shared lanes": ({}, {"share_lanes": False}),
     "no resuming": ({}, {"resume": False}),
     "lock-step": ({}, {"lock_step": True}),
+    "guesses": ({}, {"guess": 7}),
+    "guesses, nothing ahead": ({"prefetch": 1}, {"guess": 7}),
     **{f"prefetch {n}": ({"prefetch": n}, {"max_rows": 16}) for n in (1, 2, 4, 8)},
     **{f"{n} rows": ({}, {"max_rows": n}) for n in (1, 2, 3, 4, 8, 13, 16, 32)},
     "prefetch 4, 3 rows, nothing else": ({**PLAIN_SAMPLER, "prefetch": 4}, {**PLAIN_SCHEDULER, "max_rows": 3}),

@@ -1,11 +1,13 @@
-"""The packaged model: accelerations, prefetch depths and batch sizes change no bit of an answer (float32)."""
+"""The packaged model: accelerations, prefetch depths and batch sizes change no bit of an answer."""
 
 from __future__ import annotations
 
 import pytest
+import torch
 
 from fastpower.chains.job import Job
 from fastpower.decoders.transformers import TransformersDecoder
+from fastpower.models import load_model
 from fastpower.samplers import MetropolisHastings
 from fastpower.scheduler import Scheduler
 from fastpower.target import PowerTarget
@@ -17,9 +19,11 @@ CHAINS = 5
 LEFT_OUT = {"3 rows", "13 rows"}  # between 2 and 4, and between 8 and 16
 
 
-@pytest.fixture(scope="module")
-def decoder(smollm2):
-    made = TransformersDecoder(*smollm2, cache_tokens=8192)
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def decoder(request, smollm2):
+    model, tokenizer = smollm2 if request.param == "float32" else load_model(dtype=request.param)
+    assert model.dtype == getattr(torch, request.param)
+    made = TransformersDecoder(model, tokenizer, cache_tokens=8192)
     if not made.batch_invariant:
         pytest.skip("no fused forward for this model here: a row's bits depend on its batch")
     return made
