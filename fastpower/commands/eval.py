@@ -160,7 +160,7 @@ def show(path: str | Path, *, as_json: bool, skip_bad_lines: bool = False) -> in
     from fastpower.evaluate.summary import summarise
 
     config = read_config(path)["config"]
-    records = read_records(path, timings=True, skip_bad_lines=skip_bad_lines)
+    records = read_records(path, timings=True, answers=True, skip_bad_lines=skip_bad_lines)
     if not records:
         raise ValueError(f"{str(path)!r} holds no finished record yet")
     rows = summarise(records, chains=config.get("chains"), match_best_of_n=bool(config.get("match_best_of_n")))

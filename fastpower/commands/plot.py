@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
         if name not in ("png", "svg", "pdf"):
             raise ValueError(f"--format {name!r} is not one of png, svg, pdf")
     config = read_config(args.path)["config"]
-    records = read_records(args.path, timings=True, skip_bad_lines=args.skip_bad_lines)
+    records = read_records(args.path, timings=True, answers=True, skip_bad_lines=args.skip_bad_lines)
     if not records:
         raise ValueError(f"{args.path!r} holds no finished record yet")
     check_writable(args.path)

@@ -11,7 +11,7 @@ import gzip
 import json
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -60,8 +60,10 @@ def _open(path: Path) -> IO[str]:
     return gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix == ".gz" else path.open(encoding="utf-8-sig")
 
 
-def parse_lines(lines: Any, path: Path, *, skip_bad_lines: bool) -> Iterator[tuple[int, Row]]:
-    """(line number from 1, object) of every non-blank line."""
+def parse_lines(
+    lines: Any, path: Path, *, skip_bad_lines: bool, check: Callable[[Row], str | None] | None = None
+) -> Iterator[tuple[int, Row]]:
+    """(line number from 1, object) of every non-blank line. ``check`` says what else is wrong with an object."""
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -70,6 +72,8 @@ def parse_lines(lines: Any, path: Path, *, skip_bad_lines: bool) -> Iterator[tup
             problem = None if isinstance(row, dict) else f"a JSON object is needed, this is a {type(row).__name__}"
         except (ValueError, RecursionError) as error:  # the second for brackets within brackets without end
             row, problem = None, str(error)
+        if problem is None and check is not None:
+            problem = check(row)
         if problem is None:
             yield number, row
             continue

@@ -14,7 +14,8 @@ import contextlib
 import json
 import platform
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -24,8 +25,9 @@ from filelock import FileLock, Timeout
 
 from fastpower import __version__
 from fastpower.errors import FastpowerError
+from fastpower.evaluate.fields import problem_of_config, problem_of_record
 from fastpower.evaluate.journal import Journal, plain, replace_text
-from fastpower.evaluate.rows import parse_lines
+from fastpower.evaluate.rows import Row, parse_lines
 
 #: Record fields that depend on the machine, its load or on how a run was batched.
 VOLATILE = ("seconds", "forwards", "prefill_tokens", "savings", "finished")
@@ -149,32 +151,40 @@ def read_config(path: str | Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         known = content.get("format")
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise RunError(f"{file} is damaged: {error}") from None
     if known != FORMAT:
         raise RunError(f"{file}: format {known!r}; this version reads {FORMAT}")
+    problem = problem_of_config(content.get("config"))
+    if problem is None and not isinstance(content.get("versions"), dict):
+        problem = "'versions' is no object"
+    if problem is not None:
+        raise RunError(f"{file} is damaged: {problem}")
     return content
 
 
-def read_records(path: str | Path, *, timings: bool = False, skip_bad_lines: bool = False) -> list[dict[str, Any]]:
+def read_records(
+    path: str | Path, *, timings: bool = False, skip_bad_lines: bool = False, answers: bool = False
+) -> list[dict[str, Any]]:
     """Records of a run folder in file order, also while the run goes on (a line being written is left out).
 
-    With ``timings`` the machine-dependent fields are put back. Raises BadLine (file and line number), RunError where
-    there is no records.jsonl.
+    With ``timings`` the machine-dependent fields are put back. With ``answers`` a line without a field that every
+    answer has is bad. Raises BadLine (file, line number, field), RunError where there is no records.jsonl.
     """
-    records = _lines(Path(path) / "records.jsonl", skip_bad_lines)
+    check = partial(problem_of_record, whole_answer=answers)
+    records = _lines(Path(path) / "records.jsonl", skip_bad_lines, check)
     if timings:
-        by_id = {row["id"]: row for row in _lines(Path(path) / "timings.jsonl", skip_bad_lines)}
+        by_id = {row["id"]: row for row in _lines(Path(path) / "timings.jsonl", skip_bad_lines, problem_of_record)}
         records = [{**by_id.get(r["id"], {}), **r} for r in records]
     return records
 
 
-def _lines(file: Path, skip_bad_lines: bool) -> list[dict[str, Any]]:
+def _lines(file: Path, skip_bad_lines: bool, check: Callable[[Row], str | None]) -> list[dict[str, Any]]:
     if not file.is_file():
         raise RunError(f"{str(file.parent)!r} is not a run folder: it has no {file.name}")
     text = file.read_text(encoding="utf-8", errors="replace")
     whole = text[: text.rfind("\n") + 1].split("\n")  # splitlines would also cut at U+2028 inside a string
-    return [row for _, row in parse_lines(whole, file, skip_bad_lines=skip_bad_lines)]
+    return [row for _, row in parse_lines(whole, file, skip_bad_lines=skip_bad_lines, check=check)]
 
 
 def _lock(path: Path, until: contextlib.ExitStack) -> None:
@@ -189,7 +199,7 @@ def _lock(path: Path, until: contextlib.ExitStack) -> None:
 
 
 def _set_aside(file: Path) -> None:
-    """Move lines that are no JSON objects with an id to ``FILE.bad``."""
+    """Move lines that are no records to ``FILE.bad``."""
     if not file.is_file():
         return
     good: list[str] = []
@@ -200,7 +210,7 @@ def _set_aside(file: Path) -> None:
         except (ValueError, RecursionError):
             row = None
         if line.strip():
-            (good if isinstance(row, dict) and "id" in row else bad).append(line + "\n")
+            (good if isinstance(row, dict) and problem_of_record(row) is None else bad).append(line + "\n")
     if bad:
         place = file.with_name(f"{file.name}.bad")
         before = place.read_text(encoding="utf-8") if place.is_file() else ""

@@ -64,7 +64,7 @@ def plot_run(path: str | Path, folder: str | Path | None = None, formats: Sequen
     import matplotlib.pyplot as plt
 
     config = read_config(path)["config"]
-    records = read_records(path, timings=True)
+    records = read_records(path, timings=True, answers=True)
     if not records:
         raise ValueError(f"{str(path)!r} holds no finished record yet")
     target = Path(folder) if folder is not None else Path(path) / "plots"

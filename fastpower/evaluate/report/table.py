@@ -72,7 +72,8 @@ def render(rows: Sequence[Row], config: Mapping[str, Any], console: Console | No
     """Print it. Notes follow below."""
     if console is None:
         console = terminal.console(150)
-    title = "{task}: {problems} problems, alpha {alpha:g}, seed {seed}".format_map(config)
+    said = {name: config.get(name, "?") for name in ("task", "problems", "alpha", "seed")}
+    title = "{task}: {problems} problems, alpha {alpha}, seed {seed}".format_map(said)
     for part in (cells(rows), several_answers(rows)):
         if part is not None:
             console.print(_table(*part, title=title))
