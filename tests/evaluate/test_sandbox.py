@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import sys
 import tempfile
 import threading
 import time
@@ -16,18 +15,6 @@ import pytest
 from fastpower.evaluate.sandbox import Outcome, SandboxUnavailable, containment, run_python, sandbox
 
 SLEEP = "import time; time.sleep(60)"
-
-
-@pytest.fixture(params=["namespaces", "landlock"])
-def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both levels, whichever is the default here. Without namespaces a program cannot run a Python that lies in root's
-    home, so the system's Python stands in."""
-    if request.param == "landlock" and os.geteuid() == 0 and os.path.realpath(sys.executable).startswith("/root/"):
-        monkeypatch.setattr(sandbox.sys, "executable", "/usr/bin/python3")
-    outcome = sandbox._run("import json", request.param, 5.0, 1 << 30, 8, 1 << 20)
-    if not outcome.passed:
-        pytest.skip(f"{request.param}: {outcome.reason}")
-    return str(request.param)
 
 
 def _alive(marker: str) -> list[str]:

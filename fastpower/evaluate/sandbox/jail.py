@@ -10,26 +10,34 @@ Layers, in the order in which they are applied (level "namespaces" has all of th
    system holding the system's libraries and Python, read-only, and a small in-memory working folder. PID 1 is the
    program: when it ends, whatever it started ends.
 2. resource limits: address space, processes, file size, CPU seconds, open files, no core dump
-3. an unprivileged user of its own, where root
-4. seccomp: no sockets, no io_uring (which could open one), no namespaces of its own
+3. an unprivileged user of its own, where root, and an empty session keyring
+4. seccomp (``filter.py``): no sockets, namespaces, keys, memory or messages outside an address space, nothing that
+   reaches into other processes or the kernel; with Landlock alone no change of modes, owners, times and attributes
 5. Landlock: reading system libraries and Python, writing the working folder, nothing else; no TCP, no signals out
+6. with Landlock alone, a watch over the working folder's size (``disk.py``)
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import errno
 import json
 import os
-import platform
 import resource
 import signal
 import stat
 import struct
 import sys
+import threading
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING or __name__ != "__main__":
+    from fastpower.evaluate.sandbox import disk
+    from fastpower.evaluate.sandbox import filter as system_calls
+else:  # a script, started without site-packages
+    sys.path.append(os.path.dirname(__file__))
+    import disk
+    import filter as system_calls
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -38,15 +46,13 @@ CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 4096, 16384, 1 << 18
 MNT_DETACH, AT_FDCWD, AT_RECURSIVE = 2, -100, 0x8000
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID = 1, 2
-PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 22, 36, 38
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 36, 38
 SYS_MOUNT_SETATTR, SYS_LANDLOCK = 442, 444
-#: per machine: audit architecture, then system call numbers
-_MACHINES = {
-    "x86_64": {"arch": 0xC000003E, "pivot_root": 155, "socket": 41, "unshare": 272},
-    "aarch64": {"arch": 0xC00000B7, "pivot_root": 41, "socket": 198, "unshare": 97},
-}
-_IO_URING_SETUP = 425
 _DEVICES = ("null", "zero", "full", "random", "urandom")
+#: What Landlock alone lets a program read of /proc: nothing about other processes. Of itself, and of the machine:
+_PROC_SELF = ("fd", "maps", "smaps", "stat", "statm", "status", "cmdline", "limits", "mountinfo", "mounts", "cgroup")
+_PROC = ("cpuinfo", "meminfo", "stat", "loadavg", "uptime", "version", "filesystems", "sys/vm/overcommit_memory")
+_PROC_MASKED = ("keys", "key-users", "kcore", "kallsyms", "timer_list")
 
 #: Runs the program and reports on descriptor 3: one byte when it starts, the pass word when its last line was reached.
 RUNNER = """\
@@ -61,6 +67,18 @@ def run():
     sys.stdout.flush()
     os.write(3, word)
 run()
+"""
+
+#: With Landlock alone modes and times cannot be set: copying a file leaves them out instead of failing.
+TOLERANT = """\
+import contextlib, functools, shutil
+def tolerant(copy):
+    @functools.wraps(copy)
+    def copied(*args, **options):
+        with contextlib.suppress(PermissionError):
+            copy(*args, **options)
+    return copied
+shutil.copymode, shutil.copystat = tolerant(shutil.copymode), tolerant(shutil.copystat)
 """
 
 
@@ -111,20 +129,31 @@ def _new_root(root: str, readable: list[str], disk: int) -> None:
     _mount("tmpfs", root, "tmpfs", MS_NOSUID, "size=4m,mode=755")
     for name in ("tmp", "sandbox", "dev", "dev/shm", "proc"):
         os.mkdir(f"{root}/{name}", 0o755)
-    for name in ("tmp", "sandbox", "dev/shm"):
-        _mount("tmpfs", f"{root}/{name}", "tmpfs", MS_NOSUID | MS_NODEV, f"size={disk},mode=777")
+    # one file system behind the three, so that one bound holds for all
+    _mount("tmpfs", f"{root}/tmp", "tmpfs", MS_NOSUID | MS_NODEV, f"size={disk},nr_inodes={disk // 4096 + 64}")
+    for name in ("sandbox", "dev/shm", "tmp"):
+        place = f"{root}/tmp/{os.path.basename(name)}"
+        os.mkdir(place)
+        os.chmod(place, 0o777)
+        _mount(place, f"{root}/{name}", None, MS_BIND)
     for path in readable:
         _bind(root, path)
         if not os.path.islink(path):
             _read_only(root + path)
     for name in _DEVICES:
         _bind(root, f"/dev/{name}")
+        _read_only(f"{root}/dev/{name}")  # its times and attributes; the device can be written
     os.symlink("/proc/self/fd", f"{root}/dev/fd")
-    with contextlib.suppress(OSError):  # refused where the outer /proc is partly masked; few programs need it
+    try:
         _mount("proc", f"{root}/proc", "proc", MS_NOSUID | MS_NODEV)
+    except OSError:  # refused where the outer /proc is partly masked; few programs need it
+        pass
+    else:
+        for path in (f"{root}/proc/{name}" for name in _PROC_MASKED):
+            if os.path.exists(path):
+                _mount("/dev/null", path, None, MS_BIND)
     os.chdir(root)
-    number = _MACHINES[platform.machine()]["pivot_root"]
-    _check(_syscall(number, b".", b"."), "pivot_root")
+    _check(_syscall(system_calls.number("pivot_root"), b".", b"."), "pivot_root")
     _check(_libc.umount2(b".", MNT_DETACH), "umount the old root")
     os.chdir("/")
     _read_only("/", recursive=False)
@@ -179,28 +208,12 @@ def _own_processes() -> int:
     return count
 
 
-def _no_sockets() -> None:
-    """seccomp: socket, io_uring_setup and unshare fail with EACCES; a foreign system call table kills."""
-    machine = _MACHINES[platform.machine()]
-    load, jump_eq, jump_ge, ret = 0x20, 0x15, 0x35, 0x06
-    kill, deny, allow = 0x80000000, 0x00050000 | errno.EACCES, 0x7FFF0000
-    denied = (machine["socket"], machine["unshare"], _IO_URING_SETUP)
-    program = [(load, 0, 0, 4), (jump_eq, 1, 0, machine["arch"]), (ret, 0, 0, kill), (load, 0, 0, 0)]
-    program += [(jump_ge, 0, 1, 0x40000000), (ret, 0, 0, kill)]  # the x32 table of x86-64
-    for number in denied:
-        program += [(jump_eq, 0, 1, number), (ret, 0, 0, deny)]
-    program.append((ret, 0, 0, allow))
-    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *i) for i in program))
-    header = struct.pack("HxxxxxxP", len(program), ctypes.addressof(code))
-    _check(_libc.prctl(PR_SET_SECCOMP, ctypes.c_ulong(2), header, ctypes.c_ulong(0), ctypes.c_ulong(0)), "seccomp")
-
-
 def landlock_abi() -> int:
     """Version of the kernel's Landlock, 0 without."""
     return max(0, _syscall(SYS_LANDLOCK, None, 0, 1))
 
 
-def _landlock(readable: list[str], writable: list[str]) -> None:
+def _landlock(readable: list[str], writable: list[str], proc: list[str]) -> None:
     abi = landlock_abi()
     if not abi:
         return
@@ -211,7 +224,7 @@ def _landlock(readable: list[str], writable: list[str]) -> None:
     attributes = struct.pack(f"{len(fields)}Q", *fields)
     ruleset = _check(_syscall(SYS_LANDLOCK, attributes, len(attributes), 0), "landlock ruleset")
     rules = [(path, read) for path in readable] + [(path, every) for path in writable]
-    rules += [(f"/dev/{name}", every) for name in _DEVICES] + [("/proc", read)]
+    rules += [(f"/dev/{name}", every) for name in _DEVICES] + [(path, read) for path in proc]
     for path, rights in rules:
         try:
             fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
@@ -235,6 +248,7 @@ def _enter(order: dict[str, Any]) -> None:
     with open("program.py", "w", encoding="utf-8") as file:
         file.write(order["program"])
     root = os.geteuid() == 0
+    system_calls.new_session_keyring()
     if root and order["level"] == "landlock":
         for path in (work, "program.py"):
             os.chown(path, order["uid"], order["uid"])
@@ -244,12 +258,17 @@ def _enter(order: dict[str, Any]) -> None:
         _become_nobody(order["uid"])
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # after the change of user, which clears it
     _prctl(PR_SET_NO_NEW_PRIVS, 1)
-    _no_sockets()
-    _landlock(readable, [work] + (["/tmp", "/dev/shm"] if order["level"] == "namespaces" else []))
+    system_calls.install(order["level"])
+    if order["level"] == "namespaces":
+        _landlock(readable, [work, "/tmp", "/dev/shm"], ["/proc"])
+    else:
+        proc = [f"{os.getpid()}/{name}" for name in _PROC_SELF] + list(_PROC)
+        _landlock(readable, [work], [f"/proc/{name}" for name in proc])
     environment = {"PATH": "/usr/bin:/bin", "HOME": work, "TMPDIR": work, "LANG": "C.UTF-8", **order["environment"]}
     os.dup2(order["verdict"], 3)
     python = order["python"]
-    os.execve(python, [python, "-I", "-X", "utf8", "-c", RUNNER, order["word"]], environment)
+    runner = RUNNER if order["level"] == "namespaces" else TOLERANT + RUNNER
+    os.execve(python, [python, "-I", "-X", "utf8", "-c", runner, order["word"]], environment)
 
 
 def _descendants() -> list[int]:
@@ -284,6 +303,14 @@ def _kill_descendants() -> None:
                 return
 
 
+def _watch_disk(order: dict[str, Any]) -> None:
+    def exceeded() -> None:
+        os.write(order["verdict"], b"d")
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+
+    disk.watch(order["work"], order["disk"], order["uid"] if os.geteuid() == 0 else None, _descendants, exceeded)
+
+
 def main() -> None:
     order = json.load(sys.stdin)
     _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # a caller that is killed takes the program with it
@@ -300,6 +327,7 @@ def main() -> None:
         return
     if order["level"] == "namespaces":
         _unshare()
+    started, unstarted = os.pipe()  # the second end is closed when the child becomes the program
     child = os.fork()
     if child == 0:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -308,6 +336,10 @@ def main() -> None:
         except BaseException as error:
             os.write(2, f"sandbox: {error}\n".encode())
             os._exit(125)
+    os.close(unstarted)
+    os.read(started, 1)
+    if order["level"] == "landlock":
+        _watch_disk(order)
     status = os.waitpid(child, 0)[1]
     _kill_descendants()
     os._exit(os.waitstatus_to_exitcode(status) % 256)

@@ -10,11 +10,12 @@ defence against a program that attacks the kernel, and a program that sets out t
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import secrets
 import selectors
-import shutil
 import signal
 import subprocess
 import sys
@@ -109,6 +110,8 @@ def _landlock_lacks() -> str:
         return "not in this kernel"
     if abi < 6 and os.geteuid() != 0:
         return f"version {abi} cannot keep a program from signalling its own user's processes (6 can)"
+    if abi < 3:
+        return f"version {abi} cannot keep a program from truncating files (3 can)"
     return ""
 
 
@@ -162,7 +165,33 @@ def _run(program: str, level: str, timeout: float, memory: int, processes: int, 
             _end(process)
     finally:
         os.close(verdict)
-        shutil.rmtree(work, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            _remove(work)
+
+
+def _remove(work: str) -> None:
+    """Delete the folder whatever a program made of it: folders without rights, or nested deeper than a path is long."""
+    new = (f"{work}/{secrets.token_hex(8)}-{i}" for i in itertools.count())
+    while True:
+        with os.scandir(work) as found:
+            entries = list(found)
+        if not entries:
+            break
+        for entry in entries:
+            if not entry.is_dir(follow_symlinks=False):
+                os.unlink(entry.path)
+                continue
+            os.chmod(entry.path, 0o700)
+            with os.scandir(entry.path) as inside:
+                inner = list(inside)
+            for each in inner:
+                if each.is_dir(follow_symlinks=False):
+                    os.chmod(each.path, 0o700)
+                    os.rename(each.path, next(new))
+                else:
+                    os.unlink(each.path)
+            os.rmdir(entry.path)
+    os.rmdir(work)
 
 
 def _watch(process: subprocess.Popen[bytes], verdict: int, order: bytes, word: bytes, timeout: float) -> Outcome:
@@ -199,6 +228,8 @@ def _watch(process: subprocess.Popen[bytes], verdict: int, order: bytes, word: b
                 break
     seconds = time.monotonic() - begin
     text = output.decode(errors="replace")
+    if said in (b"d", b"sd"):
+        return Outcome(False, "OSError: it wrote more than its bound, or hid what it wrote", text, seconds)
     if said == b"s" + word:
         return Outcome(True, "", text, seconds)
     if late:
