@@ -7,6 +7,7 @@ that a reservation asks for. Nothing here costs time proportional to the length 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from fastpower import _C, kernels
+from fastpower.decoders.integers import integers
 from fastpower.decoders.transfer import to_device
 
 Handles = Sequence[int] | NDArray[np.int64]
@@ -61,7 +63,7 @@ class PagedCache:
     Sequences are int64 handles that are never given out twice. A page is written only by its sole owner: a sequence
     that appends into a partly filled page held by others first gets its own copy of that page. Every method does all
     of its work or raises with nothing changed. Raises ``UnknownSequence`` for a handle that is not live, ``ValueError``
-    for a sequence that is a row of an open plan.
+    for a sequence that is a row of an open plan, and ``TypeError`` for a number that is not whole.
     """
 
     def __init__(
@@ -121,32 +123,32 @@ class PagedCache:
 
     def fork(self, sequence: int, length: int) -> int:
         """A new sequence that shares the first ``length`` tokens, 0 ≤ length ≤ length(sequence); nothing is copied."""
-        return int(self._books.fork(sequence, length))
+        return int(self._books.fork(index(sequence), index(length)))
 
     def fork_many(self, sequences: Handles, lengths: Handles) -> NDArray[np.int64]:
         """``fork`` for each pair, in one call; a sequence may be forked many times."""
-        forks: NDArray[np.int64] = self._books.fork_many(sequences, lengths)
+        forks: NDArray[np.int64] = self._books.fork_many(integers("sequences", sequences), integers("lengths", lengths))
         return forks
 
     def truncate(self, sequence: int, length: int) -> None:
         """Keep the first ``length`` tokens; whole pages behind them are given back, nothing is copied."""
-        self._books.truncate(sequence, length)
+        self._books.truncate(index(sequence), index(length))
 
     def free(self, sequence: int) -> None:
         """Give a sequence back; its handle is unknown from now on."""
-        self._books.free(sequence)
+        self._books.free(index(sequence))
 
     def free_many(self, sequences: Handles) -> None:
         """``free`` for each of them (no repeats), in one call."""
-        self._books.free_many(sequences)
+        self._books.free_many(integers("sequences", sequences))
 
     def length(self, sequence: int) -> int:
         """Tokens held; reserved ones are not counted before ``commit``."""
-        return int(self._books.length(sequence))
+        return int(self._books.length(index(sequence)))
 
     def lengths(self, sequences: Handles) -> NDArray[np.int64]:
         """``length`` of each of them."""
-        lengths: NDArray[np.int64] = self._books.lengths(sequences)
+        lengths: NDArray[np.int64] = self._books.lengths(integers("sequences", sequences))
         return lengths
 
     # ------------------------------------------------------------------------------- reserve, commit, rollback
@@ -161,7 +163,7 @@ class PagedCache:
         or freed. Several plans over different sequences may be open. Raises CacheFull, ValueError for a sequence named
         twice, PromptTooLong for one that would have more than ``max_length`` tokens.
         """
-        sequences, n_new = np.asarray(sequences, np.int64), np.asarray(n_new, np.int64)
+        sequences, n_new = integers("sequences", sequences), integers("n_new", n_new)
         limit = _NO_LIMIT if max_length is None else max_length
         step = self._books.reserve_step(sequences, n_new, limit)
         identity, slots, positions, source, target, tokens, lengths, page_table, shared = step
@@ -185,7 +187,7 @@ class PagedCache:
 
     def pages_needed(self, sequences: Handles, n_new: Handles) -> int:
         """Pages that ``reserve`` of the same arguments would take, copies included. Changes nothing."""
-        return int(self._books.pages_needed(sequences, n_new))
+        return int(self._books.pages_needed(integers("sequences", sequences), integers("n_new", n_new)))
 
     # -------------------------------------------------------------------------------------------- prefix reuse
 
@@ -196,12 +198,12 @@ class PagedCache:
         remembered already is not kept twice. Raises ValueError if there are more tokens than the sequence holds, or if
         its pages were remembered with other tokens.
         """
-        self._books.remember(sequence, np.asarray(tokens, np.int64))
+        self._books.remember(index(sequence), integers("tokens", tokens))
 
     def match(self, tokens: Handles) -> tuple[int, int]:
         """(sequence, length): a new sequence that begins with the longest remembered prefix of ``tokens``, in whole
         pages; empty and 0 if there is none. To have logits, feed at least one more token: match ``tokens[:-1]``."""
-        sequence, length = self._books.match(np.asarray(tokens, np.int64))
+        sequence, length = self._books.match(integers("tokens", tokens))
         return int(sequence), int(length)
 
     def forget(self) -> None:
@@ -219,7 +221,7 @@ class PagedCache:
 
         Reserved tokens count. Entries behind a sequence's last page are 0, a page that exists.
         """
-        sequences = np.asarray(sequences, np.int64)
+        sequences = integers("sequences", sequences)
         table = np.empty((len(sequences), max(1, self._books.max_pages(sequences))), np.int32)
         lengths = np.empty(len(sequences), np.int32)
         self._books.page_tables(sequences, table, lengths)

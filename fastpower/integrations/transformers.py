@@ -187,4 +187,4 @@ def _language_model(model: Any, given: LanguageModel | None, config: Any) -> Ite
 def _stops(config: Any) -> list[int]:
     """Tokens that end an answer, in the configuration's order: an id, several, or a tensor of them."""
     stops = config.eos_token_id
-    return [] if stops is None else torch.as_tensor(stops).reshape(-1).tolist()
+    return [] if stops is None else torch.as_tensor(stops, dtype=torch.int64, device="cpu").reshape(-1).tolist()

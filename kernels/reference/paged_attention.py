@@ -49,14 +49,14 @@ def paged_attention(
         score = q @ k.unsqueeze(1).transpose(-1, -2) * scale
         if softcap > 0:
             score = softcap * torch.tanh(score / softcap)
-        own = torch.arange(length - new, length, device=query.device)[:, None]
-        seen = torch.arange(length, device=query.device)[None, :]
+        own = torch.arange(length - new, length, dtype=torch.int64, device=query.device)[:, None]
+        seen = torch.arange(length, dtype=torch.int64, device=query.device)[None, :]
         visible = seen <= own
         if window > 0:
             visible &= seen > own - window
         if ancestors is not None:  # bit j of a query's word: it sees new token j
             visible[:, length - new :] &= (
-                ancestors[rows][:, None] >> torch.arange(new, device=query.device) & 1
+                ancestors[rows][:, None] >> torch.arange(new, dtype=torch.int64, device=query.device) & 1
             ).bool()
         p = score.masked_fill(~visible, -torch.inf).softmax(-1)
         out[rows] = (p @ v.unsqueeze(1)).permute(2, 0, 1, 3).flatten(1, 2).to(query.dtype)

@@ -37,7 +37,7 @@ def ancestors(weight, u, scheme):
     if scheme == "residual":
         expected = count * (weight / weight.sum())
         copies = expected.floor()
-        kept = torch.arange(count, device=weight.device).repeat_interleave(copies.long())
+        kept = torch.arange(count, dtype=torch.int64, device=weight.device).repeat_interleave(copies.long())
         if len(kept) == count:
             return kept
         return torch.cat([kept, first_above(expected - copies, u[: count - len(kept)])])

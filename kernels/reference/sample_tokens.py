@@ -43,7 +43,7 @@ def choose(mass, u):
     """First index of the last dimension whose running sum exceeds ``u`` times the total; ``u`` lacks that dimension."""
     running = mass.cumsum(-1)
     index = torch.searchsorted(running, (u * running[..., -1])[..., None], right=True)[..., 0]
-    places = torch.arange(mass.shape[-1], device=mass.device)
+    places = torch.arange(mass.shape[-1], dtype=torch.int64, device=mass.device)
     last = torch.where(mass > 0, places, 0).amax(-1)
     return torch.minimum(index, last)
 
@@ -64,7 +64,7 @@ def draw(z, alpha, u0, u1, exclude):
     scale = torch.where(top == -torch.inf, 0.0, torch.exp(power * (top - peak[:, None])))
     mass = weight.sum(2, keepdim=True) * scale
     block = choose(mass[..., 0], u0)
-    token = block * width + choose(weight[torch.arange(count, device=z.device), block], u1)
+    token = block * width + choose(weight[torch.arange(count, dtype=torch.int64, device=z.device), block], u1)
     return torch.where(peak[:, 0] == -torch.inf, -1, token)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from pathlib import Path
 
 import pytest
@@ -134,31 +133,6 @@ def test_an_address_is_given_out_for_the_dtype_that_is_read_there_only():
         address(torch.ones(3, dtype=torch.bfloat16), torch.float32)
     with pytest.raises(TypeError, match="contiguous"):
         array_address(torch.ones(4, 4, dtype=torch.float32).numpy().T, "float32")
-
-
-MAKERS = {"empty", "zeros", "ones", "full", "tensor", "arange", "rand", "randn", "linspace"}
-
-
-def allocations(path: Path) -> list[str]:
-    """Calls that make a tensor of torch's default dtype or device, which the caller's program may have changed."""
-    found = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in MAKERS:
-            named = {keyword.arg for keyword in node.keywords}
-            owner = node.func.value
-            if isinstance(owner, ast.Name) and owner.id == "torch" and None not in named:
-                integers = {"dtype"} if node.func.attr == "arange" else set()  # of integers: int64 whatever the default
-                missing = {"dtype", "device"} - named - integers
-                if missing:
-                    found.append(
-                        f"{path.relative_to(ROOT)}:{node.lineno}: torch.{node.func.attr} without {sorted(missing)}"
-                    )
-    return found
-
-
-def test_every_tensor_is_made_with_a_dtype_and_a_device():
-    files = [*sorted((ROOT / "fastpower").rglob("*.py")), *sorted((ROOT / "kernels").rglob("*.py"))]
-    assert not [line for path in files for line in allocations(path)]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])

@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "cpu/isa.h"
 #include "cpu/attention/paged_attention_task.h"
+#include "cpu/isa.h"
 #include "cpu/parallel.h"
 
 namespace fastpower {

@@ -8,8 +8,8 @@
 #include <type_traits>
 
 #include "cpu/amx_tiles.h"
-#include "cpu/dtype.h"
 #include "cpu/attention/paged_attention_task.h"
+#include "cpu/dtype.h"
 
 // GCC 12 warns about the deliberately undefined operands inside its own intrinsics.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"

@@ -7,8 +7,8 @@
 #include <cstring>
 #include <type_traits>
 
-#include "cpu/dtype.h"
 #include "cpu/attention/paged_attention_task.h"
+#include "cpu/dtype.h"
 
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c")

@@ -4,8 +4,8 @@
 #include <cstring>
 #include <type_traits>
 
-#include "cpu/dtype.h"
 #include "cpu/attention/paged_attention_task.h"
+#include "cpu/dtype.h"
 
 namespace fastpower::portable {
 namespace {

@@ -8,8 +8,8 @@
 
 #include <cstdint>
 
-#include "cpu/sampling/block_statistics.h"
 #include "cpu/dtype.h"
+#include "cpu/sampling/block_statistics.h"
 
 namespace fastpower {
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
+from operator import index
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from fastpower.decoders.base import Work
 from fastpower.decoders.cache import PagedCache, SharedRuns
+from fastpower.decoders.integers import integers
 
 
 class PackedBatch(NamedTuple):
@@ -39,7 +41,7 @@ class Packer:
         """The batch, with pages for all its tokens: committed at the end, rolled back if anything raises in between.
 
         Raises CacheFull, UnknownSequence, PromptTooLong, ValueError (empty batch or row, a sequence twice, a token
-        outside the vocabulary); nothing has changed then.
+        outside the vocabulary), TypeError (a token or handle that is not whole); nothing has changed then.
         """
         if not work:
             raise ValueError("work is empty: give at least one row")
@@ -48,10 +50,11 @@ class Packer:
             raise ValueError(f"row {int(n_new.argmin())} of work has no tokens: give at least one")
         starts = np.zeros(len(work) + 1, np.int32)
         np.cumsum(n_new, out=starts[1:])
-        tokens = np.fromiter(chain.from_iterable(row.tokens for row in work), np.int64, int(starts[-1]))
+        # index() refuses what is not whole, where fromiter would cut it off
+        tokens = np.fromiter(map(index, chain.from_iterable(row.tokens for row in work)), np.int64, int(starts[-1]))
         if tokens.min() < 0 or tokens.max() >= self._vocab_size:
             raise ValueError(f"token ids must lie in [0, {self._vocab_size}), got {tokens.min()} … {tokens.max()}")
-        sequences = np.array([row.sequence for row in work], np.int64)
+        sequences = integers("sequences", [row.sequence for row in work])
         plan = self._cache.reserve(sequences, n_new, self._max_length)
         try:
             yield PackedBatch(

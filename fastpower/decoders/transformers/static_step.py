@@ -64,7 +64,7 @@ class _Graph:
         self.buffer = torch.zeros(places(like)[-1], dtype=torch.uint8, device=device)
         self.inputs = Inputs(*views(self.buffer, like))
         self.like: list[Tensor] = []  # of the results, to take them apart
-        self.output = torch.empty(0)
+        self.output = torch.empty(0, dtype=torch.uint8, device=device)
         self.replay: Callable[[], None] = lambda: None
 
 
@@ -75,7 +75,7 @@ class StaticLaunch:
         self._rows, self._like = rows, graph.like
         self._event: Any = None
         if graph.output.is_cuda:
-            self._flat = torch.empty(graph.output.shape, dtype=torch.uint8, pin_memory=True)
+            self._flat = torch.empty(graph.output.shape, dtype=torch.uint8, device="cpu", pin_memory=True)
             self._flat.copy_(graph.output, non_blocking=True)
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record(torch.cuda.current_stream(graph.output.device))
@@ -157,7 +157,7 @@ class StaticStep:
         inputs.alpha[:rows], inputs.exponents[:] = draws.alpha, draws.exponents
         inputs.table[:rows, : plan.page_table.shape[1]], inputs.lengths[:rows] = plan.page_table, plan.lengths
         # A fresh pinned buffer each time (torch caches them): the last one may still be on its way.
-        staging = torch.empty(graph.buffer.shape, dtype=torch.uint8, pin_memory=graph.buffer.is_cuda)
+        staging = torch.empty(graph.buffer.shape, dtype=torch.uint8, device="cpu", pin_memory=graph.buffer.is_cuda)
         fill(staging, inputs)
         graph.buffer.copy_(staging, non_blocking=True)
 
@@ -207,7 +207,7 @@ class StaticStep:
 
     def _padding(self, graph: _Graph, rows: int) -> Tensor:
         like = Inputs.empty(rows, graph.inputs.table.shape[1], len(graph.inputs.exponents))
-        flat = torch.zeros(graph.buffer.shape, dtype=torch.uint8)
+        flat = torch.zeros(graph.buffer.shape, dtype=torch.uint8, device="cpu")
         fill(flat, like)
         return flat
 

@@ -1,0 +1,33 @@
+"""Whole numbers from callers: 2.9 is refused where NumPy's and C++'s conversions would make it 2."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def integers(name: str, values: Sequence[int] | NDArray[Any]) -> NDArray[np.int64]:
+    """``values`` as int64, none of them changed.
+
+    Args:
+        name: of the argument, for the message.
+        values: whole numbers, any shape.
+
+    Raises:
+        TypeError: something in it is no whole number (a float is none, whatever its value), or exceeds 64 bits.
+    """
+    array = np.asarray(values)
+    if array.dtype == np.int64 or array.size == 0:
+        return array.astype(np.int64, copy=False)
+    fits = array.dtype.kind == "i" or (array.dtype.kind == "u" and int(array.max()) < 2**63)
+    if not fits:
+        raise TypeError(f"{name} must hold whole numbers of 64 bits, got {array.dtype} ({_start(array)})")
+    return array.astype(np.int64)
+
+
+def _start(array: NDArray[Any]) -> str:
+    shown = ", ".join(str(value) for value in array.reshape(-1)[:3])
+    return shown + (", …" if array.size > 3 else "")
