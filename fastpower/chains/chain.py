@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from fastpower.chains.outcome import Outcome
-from fastpower.chains.requests import Branch, Request, Response
+from fastpower.chains.record import Record
+from fastpower.chains.requests import Branch, Request, Response, Rollout, Watch
 from fastpower.random import Purpose, derive, uniform
 from fastpower.target import PowerTarget
 
@@ -132,6 +133,21 @@ class Chain:
     def start(self, request: Request) -> Ticket:
         """Put a request to work without waiting for it: yield the ticket to get the result, or cancel it."""
         return self._port.submit(self, request)
+
+    def onward(
+        self,
+        record: Record,
+        end: int,
+        key: int,
+        alpha: float,
+        exponents: tuple[float, ...],
+        *,
+        peek: bool = False,
+        watch: Watch | None = None,
+    ) -> Rollout:
+        """The request that continues an answer from its last token to position ``end``; see ``Rollout``."""
+        begin = self.prompt_length + len(record)
+        return Rollout(record.branch, begin, end - len(record), key, alpha, exponents, watch=watch, peek=peek)
 
     def idle_rows(self, tokens: int) -> int:
         """How many rollouts of up to ``tokens`` tokens may be started ahead of need at next to no cost, now: rows that

@@ -7,6 +7,9 @@ from typing import Any
 
 from fastpower.chains.record import Record
 
+#: one JSON-able dict per move or per resampling, in order
+Trace = list[dict[str, Any]]
+
 
 @dataclass(slots=True)
 class Outcome:
@@ -17,7 +20,7 @@ class Outcome:
     """
 
     record: Record
-    trace: list[dict[str, Any]] = field(default_factory=list)
+    trace: Trace = field(default_factory=list)
     diagnostics: dict[str, Any] = field(default_factory=dict)
     exact: bool = True
     complete: bool = True

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastpower.chains.record import Array
 from fastpower.results import traces
 from fastpower.results.result import Result
 
-Array = NDArray[np.float64]
 _SAVINGS = ("free_moves", "skipped_tokens", "early_rejections", "early_rejection_tokens")
 _COSTS = ("decoded_tokens", "forwards", "prefill_tokens")
 

@@ -19,9 +19,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from fastpower.chains.record import Array
 
 #: effective answers below which an estimate is not stated
 FEWEST = 3.0

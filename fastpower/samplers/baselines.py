@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from fastpower.chains.chain import Chain, Run
 from fastpower.chains.outcome import Outcome
 from fastpower.chains.record import Record
-from fastpower.chains.requests import Rollout, Watch
+from fastpower.chains.requests import Watch
 from fastpower.target import PowerTarget
 
 
@@ -109,16 +109,9 @@ def draws(
     chain: Chain, target: PowerTarget, alpha: float, count: int, first: int = 0, watch: Watch | None = None
 ) -> Generator[Any, Any, list[Record]]:
     """``count`` independent answers from q ∝ p^alpha, token by token."""
+    nothing = Record.empty(chain.prompt)
     suffixes = yield [
-        Rollout(
-            chain.prompt,
-            chain.prompt_length,
-            target.horizon,
-            chain.key("answer", first + i),
-            alpha,
-            (target.alpha,),
-            watch=watch,
-        )
-        for i in range(count)
+        chain.onward(nothing, target.horizon, chain.key("answer", i), alpha, (target.alpha,), watch=watch)
+        for i in range(first, first + count)
     ]
-    return [Record.empty(chain.prompt).spliced(0, suffix) for suffix in suffixes]
+    return [nothing.spliced(0, suffix) for suffix in suffixes]

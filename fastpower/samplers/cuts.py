@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from fastpower.chains.record import Array
+
 Bound = Callable[[float], float]
 
 

@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from fastpower.chains.chain import Chain
-from fastpower.chains.outcome import Outcome
+from fastpower.chains.outcome import Outcome, Trace
 from fastpower.chains.record import Record
 from fastpower.samplers.cuts import CutLaw, EntropyThresholdCut
 from fastpower.samplers.multiple_try import MultipleTry
-from fastpower.samplers.staged import Trace
 
 
 @dataclass(frozen=True)

@@ -15,19 +15,14 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fastpower.chains.chain import Chain, Run
-from fastpower.chains.outcome import Outcome
-from fastpower.chains.record import Record
-from fastpower.chains.requests import Rollout
+from fastpower.chains.outcome import Outcome, Trace
+from fastpower.chains.record import Array, Record
 from fastpower.random import Purpose, select
 from fastpower.samplers.particles import Particles, advance, ancestors, block_ends, effective_size, exponents_of
 from fastpower.samplers.smc import check_population, population_diagnostics
-from fastpower.samplers.staged import Trace
 from fastpower.target import PowerTarget
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -135,19 +130,7 @@ def grow(
 ) -> Generator[Any, Any, list[Record]]:
     """Each unfinished record continued from q ∝ p^alpha to position ``end``, all at once."""
     alive = [i for i, record in enumerate(records) if not record.ended and len(record) < end]
-    tickets = [
-        chain.start(
-            Rollout(
-                records[i].branch,
-                chain.prompt_length + len(records[i]),
-                end - len(records[i]),
-                chain.key(*labels, i),
-                alpha,
-                (alpha,),
-            )
-        )
-        for i in alive
-    ]
+    tickets = [chain.start(chain.onward(records[i], end, chain.key(*labels, i), alpha, (alpha,))) for i in alive]
     grown = list(records)
     for i, suffix in zip(alive, (yield tickets) if tickets else [], strict=True):
         grown[i] = records[i].spliced(len(records[i]), suffix)
@@ -162,23 +145,13 @@ def future_values(
     column = 0  # alpha is the first exponent recorded
     pending, tickets = [], []
     for i, record in enumerate(records):
-        room = target.horizon - len(record)
-        if record.ended or room < 1:
+        if record.ended or len(record) >= target.horizon:
             continue
+        end = min(len(record) + lookahead, target.horizon)
         for r in range(rollouts):
             pending.append((i, r))
-            tickets.append(
-                chain.start(
-                    Rollout(
-                        record.branch,
-                        chain.prompt_length + len(record),
-                        min(lookahead, room),
-                        chain.key("lookahead", step, i, r),
-                        target.alpha,
-                        (target.alpha,),
-                    )
-                )
-            )
+            key = chain.key("lookahead", step, i, r)
+            tickets.append(chain.start(chain.onward(record, end, key, target.alpha, (target.alpha,))))
     for (i, r), suffix in zip(pending, (yield tickets) if tickets else [], strict=True):
         values[i, r] = float(suffix.logz[:, column].sum())
     return values

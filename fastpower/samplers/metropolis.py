@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from fastpower.chains.chain import Chain
-from fastpower.chains.outcome import Outcome
+from fastpower.chains.outcome import Outcome, Trace
 from fastpower.chains.record import Record
 from fastpower.random import Purpose
 from fastpower.samplers.cuts import CutLaw, EntropyJumpCut
 from fastpower.samplers.move import Move, MoveKernel
-from fastpower.samplers.staged import Refine, Staged, Trace, event
+from fastpower.samplers.staged import Refine, Staged, event
 from fastpower.samplers.window import WindowKernel
 
 # 1 / acceptance rate moves are made per wait, however many are under way: more than this is hardly ever used.

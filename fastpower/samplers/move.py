@@ -14,17 +14,13 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from fastpower.chains.chain import Chain, Ticket
-from fastpower.chains.record import Record
+from fastpower.chains.record import Array, Record
 from fastpower.chains.requests import Suffix
 from fastpower.random import Purpose
 from fastpower.samplers.cuts import Bound, CutLaw
 from fastpower.samplers.proposal import Redraw, redraw
 
-Array = NDArray[np.float64]
 Proposed = Generator[Any, Any, tuple[Record | None, float]]
 
 

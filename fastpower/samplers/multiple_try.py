@@ -21,11 +21,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fastpower.chains.chain import Chain
+from fastpower.chains.outcome import Trace
 from fastpower.chains.record import Record
 from fastpower.chains.requests import Watch
 from fastpower.random import Purpose, select
 from fastpower.samplers.move import FallingSum, MoveKernel, book
-from fastpower.samplers.staged import Refine, Staged, Trace, event
+from fastpower.samplers.staged import Refine, Staged, event
 
 
 @dataclass(frozen=True)

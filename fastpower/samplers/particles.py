@@ -17,16 +17,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from fastpower.chains.chain import Chain
-from fastpower.chains.record import Record
-from fastpower.chains.requests import Rollout, Suffix
+from fastpower.chains.record import Array, Record
+from fastpower.chains.requests import Suffix
 from fastpower.kernels import resample
 from fastpower.random import Purpose, uniforms
 from fastpower.target import PowerTarget
 
-Array = NDArray[np.float64]
 SCHEMES = ("systematic", "stratified", "residual", "multinomial")
 
 
@@ -123,10 +121,9 @@ def advance(
     alive = [i for i in particles.alive if fixed is None or i != 0]
     tickets = [
         chain.start(
-            Rollout(
-                particles.records[i].branch,
-                chain.prompt_length + start,
-                end - start,
+            chain.onward(
+                particles.records[i],
+                end,
                 chain.key(*labels, "particle", i),
                 alpha,
                 exponents,

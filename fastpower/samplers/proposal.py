@@ -11,14 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fastpower.chains.chain import Chain
-from fastpower.chains.record import Record
+from fastpower.chains.record import Array, Record
 from fastpower.chains.requests import Rollout, Watch
 from fastpower.random import Purpose, uniforms
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)

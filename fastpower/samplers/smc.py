@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fastpower.chains.chain import Chain, Run, together
-from fastpower.chains.outcome import Outcome
+from fastpower.chains.outcome import Outcome, Trace
 from fastpower.chains.record import Record
 from fastpower.random import Purpose, select
 from fastpower.samplers.particles import (
@@ -28,8 +28,6 @@ from fastpower.samplers.particles import (
     exponents_of,
 )
 from fastpower.target import PowerTarget, linear_ramp
-
-Trace = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -208,7 +206,7 @@ class ConditionalSMC:
     def run(self, chain: Chain) -> Run:
         """A chain of answers."""
         smc, trace = self.smc, Trace()
-        first = replace(smc, particles=1, ramp=smc.ramp)
+        first = replace(smc, particles=1)
         x = (yield from first.population(chain, "start")).records[0]
         for i in range(self.moves):
             chain.partial = lambda x=x: Outcome(x, list(trace), complete=False)

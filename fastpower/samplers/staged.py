@@ -12,13 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastpower.chains.chain import Chain, Run
-from fastpower.chains.outcome import Outcome
+from fastpower.chains.outcome import Outcome, Trace
 from fastpower.chains.record import Record
-from fastpower.chains.requests import Rollout
 from fastpower.samplers.cuts import CutLaw, UniformCut
 from fastpower.target import PowerTarget
 
-Trace = list[dict[str, Any]]
 Refine = Generator[Any, Any, Record]
 
 
@@ -77,9 +75,7 @@ def extend(
     chain: Chain, x: Record, horizon: int, alpha: float, *labels: int, exponents: tuple[float, ...] | None = None
 ) -> Refine:
     """Grow an unfinished answer to ``horizon`` with q ∝ p^alpha."""
-    position = chain.prompt_length + len(x)
-    key = chain.key("extend", *labels)
-    suffix = yield Rollout(x.branch, position, horizon - len(x), key, alpha, exponents or (alpha,))
+    suffix = yield chain.onward(x, horizon, chain.key("extend", *labels), alpha, exponents or (alpha,))
     return x.spliced(len(x), suffix)
 
 

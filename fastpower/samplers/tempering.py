@@ -17,13 +17,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fastpower.chains.chain import Chain, Run
-from fastpower.chains.outcome import Outcome
+from fastpower.chains.outcome import Outcome, Trace
 from fastpower.chains.record import Record
-from fastpower.chains.requests import Rollout
 from fastpower.random import Purpose
 from fastpower.samplers.cuts import CutLaw, UniformCut
 from fastpower.samplers.move import MoveKernel
-from fastpower.samplers.staged import Trace, event
+from fastpower.samplers.staged import event
 from fastpower.target import PowerTarget
 
 
@@ -109,10 +108,9 @@ class ParallelTempering:
         growing = [k for k, x in enumerate(xs) if not x.ended and len(x) < horizon]
         tickets = [
             chain.start(
-                Rollout(
-                    xs[k].branch,
-                    chain.prompt_length + len(xs[k]),
-                    horizon - len(xs[k]),
+                chain.onward(
+                    xs[k],
+                    horizon,
                     chain.key("extend", stage) if k == len(xs) - 1 else chain.key("extend", stage, k),
                     self.rungs[k],
                     self.rungs,

@@ -16,10 +16,10 @@ import math
 from dataclasses import dataclass
 
 from fastpower.chains.chain import Chain
-from fastpower.chains.record import Record
+from fastpower.chains.record import Array, Record
 from fastpower.chains.requests import Score
 from fastpower.samplers.cuts import Bound
-from fastpower.samplers.move import Array, FallingSum, Move, MoveKernel, Proposed, book
+from fastpower.samplers.move import FallingSum, Move, MoveKernel, Proposed, book
 from fastpower.samplers.proposal import Redraw, redraw
 
 

@@ -26,7 +26,7 @@ from fastpower.decoders.transformers.device_forward import DeviceForward, device
 from fastpower.decoders.transformers.fused import FusedForward
 from fastpower.decoders.transformers.layout import kv_layout, refuse_by_config, refuse_by_placement
 from fastpower.decoders.transformers.packing import PackedBatch, Packer
-from fastpower.decoders.transformers.resources import eos_ids, paged_cache
+from fastpower.decoders.transformers.resources import eos_ids, paged_cache, weight_bytes
 from fastpower.decoders.transformers.static_step import StaticStep
 from fastpower.decoders.transformers.substitution import Substitution
 from fastpower.decoders.transformers.weights import state_of
@@ -270,10 +270,7 @@ class TransformersDecoder:
     @property
     def weight_bytes(self) -> int:
         """Bytes of weights that a step reads: those that multiply; an embedding of its own is only looked up."""
-        weights = sum(parameter.nbytes for parameter in self.model.parameters())
-        embedding = self.model.get_input_embeddings().weight
-        own = self.model.get_output_embeddings().weight is not embedding
-        return int(weights - (embedding.nbytes if own else 0))
+        return weight_bytes(self.model)
 
     def close(self) -> None:
         """Give the cache's memory back. The decoder cannot be used afterwards; the model can."""

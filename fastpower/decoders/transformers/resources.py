@@ -1,4 +1,4 @@
-"""What a decoder needs beside the model: room for keys and values, and the tokens that end an answer."""
+"""What a decoder needs beside the model (room for keys and values), what a step reads of it, what ends an answer."""
 
 from __future__ import annotations
 
@@ -42,3 +42,11 @@ def eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     ids = set(found) if isinstance(found, (list, tuple)) else {found}
     ids.add(getattr(tokenizer, "eos_token_id", None))
     return frozenset(int(token) for token in ids if token is not None)
+
+
+def weight_bytes(model: Any) -> int:
+    """Bytes of weights that a step reads: those that multiply; an embedding of its own is only looked up."""
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    embedding = model.get_input_embeddings().weight
+    own = model.get_output_embeddings().weight is not embedding
+    return int(weights - (embedding.nbytes if own else 0))

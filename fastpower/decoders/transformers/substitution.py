@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 
-from fastpower.decoders.transformers import packed_linear as engine
 from fastpower.decoders.transformers.layout import ATTENTION
-from fastpower.decoders.transformers.packed_linear import Acceleration
+from fastpower.decoders.transformers.packed_linear import Acceleration, accelerate
 from fastpower.decoders.transformers.products import float32_product
 from fastpower.interfaces import require
 
@@ -30,7 +29,7 @@ class Substitution:
 
     def accelerate(self) -> None:
         """From now on packed products, too (a second copy of the weights)."""
-        self._acceleration = engine.accelerate(self._model)
+        self._acceleration = accelerate(self._model)
         self._acceleration.pause()
 
     def widen_head(self) -> None:

@@ -34,9 +34,3 @@ class Task:
     alpha: float = 4.0
     max_new_tokens: int = 3072
     check: Callable[[], None] = lambda: None  #: raises before any compute where the grader cannot work here
-
-    def prompt(self, problem: Problem, *, chat: bool) -> str | list[dict[str, str]]:
-        """Chat messages for an instruct model, plain text for a base model."""
-        if chat:
-            return [{"role": "user", "content": problem.question}]
-        return problem.raw_prompt if problem.raw_prompt is not None else problem.question
