@@ -55,7 +55,8 @@ def load_model(
         shared["gguf_file"] = kwargs["gguf_file"] = source.gguf_file
     if source.local:
         shared["local_files_only"] = kwargs["local_files_only"] = True
-    if source.local and not kwargs.keys() & {"device_map", "tp_plan", "quantization_config"}:
+    placed = bool(kwargs.keys() & {"device_map", "tp_plan", "quantization_config"})  # may fail for whole files, too
+    if source.local and not placed:
         _require_room(source, dtype, device)
     if source.gguf_file is not None and "quantization_config" not in kwargs:
         kwargs |= unpacked()
@@ -71,9 +72,9 @@ def load_model(
         except (FastpowerError, ImportError, MemoryError):
             raise
         except Exception as error:  # damaged bytes surface as any kind of error, from any depth of the readers
-            if source.local:
+            if source.local and not placed:
                 raise _unreadable(source, error) from error
-            if not isinstance(error, OSError):
+            if source.local or not isinstance(error, OSError):
                 raise
             raise ModelNotFound(
                 f"model {str(name_or_path)!r} is neither a local folder or file, nor a packaged model "

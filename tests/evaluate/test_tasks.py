@@ -33,8 +33,7 @@ def test_math500_reads_both_layouts_and_asks_the_papers_question(tmp_path: Path)
         "Can you solve the following math problem? What is $1+1$? "
         "Please reason step by step, and put your final answer within \\boxed{}."
     )
-    assert task.prompt(task.problems[0], chat=False) == expected
-    assert task.prompt(task.problems[0], chat=True) == [{"role": "user", "content": expected}]
+    assert task.problems[0].question == expected and task.problems[0].raw_prompt is None
     assert task.grade(task.problems[1], r"it is \boxed{\{2\}}").correct
 
 
@@ -136,7 +135,7 @@ def test_humaneval_runs_the_tests_on_completions_and_on_code_blocks(tmp_path: Pa
     path.write_text(json.dumps(HUMAN) + "\n")
     task = load_task("humaneval", data=path, timeout=3.0)
     task.check()
-    assert task.prompt(task.problems[0], chat=False) == HUMAN["prompt"]
+    assert task.problems[0].raw_prompt == HUMAN["prompt"]
     assert task.grade(task.problems[0], text).correct is correct
 
 
