@@ -104,10 +104,7 @@ class Decoder(Protocol):
 
 @runtime_checkable
 class VerifyingDecoder(Decoder, Protocol):
-    """A decoder that draws at several fed positions of a row in one forward. Optional; without it nothing is guessed.
-
-    ``cheap_rows``, if it has that attribute, says up to how many fed tokens a forward costs little more than with one.
-    """
+    """A decoder that draws at several fed positions of a row in one forward. Optional: nothing is guessed without."""
 
     def verify(self, work: Sequence[Work], rows: Sequence[int], draws: Draws) -> TokenDraws:
         """``forward`` with logits after each of the last ``rows[i]`` ≥ 1 tokens of ``work[i]``.
