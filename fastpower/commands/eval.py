@@ -24,7 +24,8 @@ examples:
   fastpower eval --task reasoning_gym:chain_sum --task-options min_terms=2,max_terms=2 --out runs/sums
   fastpower eval --report runs/math                       the table again, and runs/math/report.html
 
-The same command on the same --out goes on where it stopped; a folder that holds other settings is refused.
+The same command on the same --out goes on where it stopped; with a larger --n or --chains or further --methods it
+extends the run. A folder that holds other settings is refused.
 Tasks: aime, arithmetic, gpqa, gsm8k, humaneval, math500, math_mini, reasoning_gym:NAME.
 """
 

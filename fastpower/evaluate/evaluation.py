@@ -81,12 +81,11 @@ class Evaluation:
     def config(self) -> dict[str, Any]:
         """Everything that decides the records, JSON-able."""
         samplers = self.samplers()
-        text = "\x00".join(f"{p.id}\x01{p.question}\x01{p.raw_prompt}\x01{p.reference}" for p in self.problems)
         target = next(iter(samplers.values())).target
         return {
             "task": self.task.name,
             "problems": len(self.problems),
-            "problems_digest": hashlib.blake2b(text.encode(), digest_size=16).hexdigest(),
+            "problems_digest": _digest(self.problems),
             "methods": [{"label": label, "sampler": repr(sampler)} for label, sampler in samplers.items()],
             "model": dict(self.model),
             "alpha": target.alpha,
@@ -95,6 +94,25 @@ class Evaluation:
             "chains": self.chains,
             "match_best_of_n": self.match_best_of_n,
         }
+
+    def extends(self, old: Mapping[str, Any]) -> bool:
+        """Whether every answer that the settings ``old`` ask for is asked for here as well: more problems behind the
+        same first ones, more methods, more chains, and nothing else changed.
+        """
+        new = self.config()
+        more = ("problems", "problems_digest", "methods", "chains")
+        if any(old.get(key) != new[key] for key in new if key not in more) or set(old) != set(new):
+            return False
+        methods = [method["label"] for method in new["methods"]]
+        if self.match_best_of_n:
+            return False  # what was asked for decides how many more plain answers there are
+        return (
+            old["problems"] <= new["problems"]
+            and old["chains"] <= new["chains"]
+            and old["problems_digest"] == _digest(self.problems[: old["problems"]])
+            and all(method in new["methods"] for method in old["methods"])
+            and len(set(methods)) == len(methods)
+        )
 
     def job(self, label: str, sampler: Sampler, problem: Problem, chain: int) -> Job:
         raw = problem.question if problem.raw_prompt is None else problem.raw_prompt
@@ -110,6 +128,11 @@ class Evaluation:
         ]
 
 
+def _digest(problems: Sequence[Problem]) -> str:
+    text = "\x00".join(f"{p.id}\x01{p.question}\x01{p.raw_prompt}\x01{p.reference}" for p in problems)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
 def evaluate(
     evaluation: Evaluation,
     engine: Engine,
@@ -122,6 +145,9 @@ def evaluate(
     skip_bad_lines: bool = False,
 ) -> Path:
     """Draw and grade every answer that ``out`` does not hold yet; the folder is complete when this returns.
+
+    A folder made with fewer problems, methods or chains is extended, and ends with the records that it would have if
+    all had been asked for at once.
 
     Everything that can be checked without the model is checked first: the folder can be written, its settings are the
     same, the grader works. ``on_phase`` is told (methods, answers to draw, answers already there), ``on_record`` every
@@ -137,7 +163,7 @@ def evaluate(
     out = Path(out)
     check_writable(out)
     evaluation.task.check()
-    with Run(out, evaluation.config(), skip_bad_lines=skip_bad_lines) as run:
+    with Run(out, evaluation.config(), skip_bad_lines=skip_bad_lines, extends=evaluation.extends) as run:
         order = [job.id for jobs in evaluation.plan() for job in jobs]
         failure: Exception | None = None
         for jobs in _phases(evaluation, out, together):

@@ -69,8 +69,16 @@ class Run:
     (``records.jsonl.bad``), and their answers are missing.
     """
 
-    def __init__(self, path: str | Path, config: Mapping[str, Any], *, skip_bad_lines: bool = False) -> None:
-        """Open ``path``, creating it if needed. ``config`` must equal the folder's own if it has one.
+    def __init__(
+        self,
+        path: str | Path,
+        config: Mapping[str, Any],
+        *,
+        skip_bad_lines: bool = False,
+        extends: Callable[[Mapping[str, Any]], bool] = lambda old: False,
+    ) -> None:
+        """Open ``path``, creating it if needed. ``config`` must equal the folder's own if it has one, or ask for more:
+        ``extends`` says of the folder's own whether everything in it is wanted still.
 
         Raises RunError: not writable, another process is writing, another config (naming what differs); BadLine for a
         damaged line that is not the last; NotWritten where the disk is full.
@@ -81,7 +89,7 @@ class Run:
         try:
             _lock(self.path, self._open)
             self.config = plain(dict(config))
-            self._agree()
+            self._agree(extends)
             if skip_bad_lines:
                 for name in ("records.jsonl", "timings.jsonl"):
                     _set_aside(self.path / name)
@@ -93,17 +101,22 @@ class Run:
             self.close()
             raise
 
-    def _agree(self) -> None:
+    def _agree(self, extends: Callable[[Mapping[str, Any]], bool]) -> None:
         file = self.path / "config.json"
+        content = {"format": FORMAT, "config": self.config, "versions": versions()}
         if not file.exists():
-            content = {"format": FORMAT, "config": self.config, "versions": versions()}
-            replace_text(file, json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+            _write_config(file, content)
             return
-        old = read_config(self.path)["config"]
+        content = read_config(self.path)
+        old = content["config"]
+        if old == self.config:
+            return
+        if extends(old):
+            _write_config(file, content | {"config": self.config})
+            return
         differs = [key for key in sorted({*old, *self.config}) if old.get(key) != self.config.get(key)]
-        if differs:
-            said = "; ".join(f"{k} was {old.get(k)!r}, now {self.config.get(k)!r}" for k in differs)
-            raise RunError(f"{str(self.path)!r} holds a run with other settings ({said}): choose another --out")
+        said = "; ".join(f"{k} was {old.get(k)!r}, now {self.config.get(k)!r}" for k in differs)
+        raise RunError(f"{str(self.path)!r} holds a run with other settings ({said}): choose another --out")
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Write one record, on disk when this returns. Its timing goes first, so that no record is without.
@@ -185,6 +198,10 @@ def _lines(file: Path, skip_bad_lines: bool, check: Callable[[Row], str | None])
     text = file.read_text(encoding="utf-8", errors="replace")
     whole = text[: text.rfind("\n") + 1].split("\n")  # splitlines would also cut at U+2028 inside a string
     return [row for _, row in parse_lines(whole, file, skip_bad_lines=skip_bad_lines, check=check)]
+
+
+def _write_config(file: Path, content: Mapping[str, Any]) -> None:
+    replace_text(file, json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 def _lock(path: Path, until: contextlib.ExitStack) -> None:

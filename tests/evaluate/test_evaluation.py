@@ -18,7 +18,7 @@ from fastpower.chains.job import Job
 from fastpower.errors import PromptTooLong
 from fastpower.evaluate.engine import local_engine
 from fastpower.evaluate.evaluation import Evaluation, evaluate
-from fastpower.evaluate.runs import RunError, read_records
+from fastpower.evaluate.runs import RunError, read_config, read_records
 from fastpower.evaluate.statistics import compute_matched_best_of_n
 from fastpower.evaluate.summary import summarise
 from fastpower.generation import prepare
@@ -61,6 +61,57 @@ def test_interrupted_and_resumed_with_other_batches_the_bytes_are_the_same(tmp_p
     assert len({r["id"] for r in records}) == len(records)
     asked = [r for r in records if r["chain"] < 2]
     assert len(asked) == 5 * 2 * len(METHODS)
+
+
+SMALL = {"seed": 5, "chains": 1, "limit": 3}
+LARGE = {"seed": 5, "chains": 3, "limit": 5}
+
+
+def test_a_folder_that_is_extended_ends_like_one_that_was_asked_for_at_once(tmp_path: Path) -> None:
+    engine = local_engine(toy_model, max_rows=8)
+    evaluate(Evaluation(toy_task(), METHODS, **LARGE), engine, tmp_path / "whole")
+    evaluate(Evaluation(toy_task(), METHODS[1:3], **SMALL), engine, tmp_path / "grown")
+    before = read_records(tmp_path / "grown")
+    drawn: list[dict[str, Any]] = []
+    evaluate(Evaluation(toy_task(), METHODS, **LARGE), engine, tmp_path / "grown", on_record=drawn.append)
+    assert _bytes(tmp_path / "grown") == _bytes(tmp_path / "whole")
+    assert not {r["id"] for r in before} & {r["id"] for r in drawn}
+    assert read_config(tmp_path / "grown") == read_config(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"limit": 2}, "problems"),
+        ({"chains": 1}, "chains"),
+        ({"methods": METHODS[1:]}, "methods"),
+        ({"methods": parse_methods("plain,mh(moves=4,block=4)")}, "methods"),
+        ({"seed": 6}, "seed"),
+        ({"max_new_tokens": 12}, "max_new_tokens"),
+        ({"alpha": 3.0}, "alpha"),
+        ({"limit": 5, "task": toy_task(7), "other": True}, "problems_digest"),
+        ({"match_best_of_n": True}, "match_best_of_n"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
+)
+def test_a_folder_is_never_made_smaller_or_another(tmp_path: Path, change: dict[str, Any], named: str) -> None:
+    settings: dict[str, Any] = {"task": toy_task(), "methods": METHODS[:3], "limit": 3, "chains": 2, "seed": 5}
+    engine = local_engine(toy_model, max_rows=8)
+    evaluate(Evaluation(**settings), engine, tmp_path)
+    before = _bytes(tmp_path), (tmp_path / "config.json").read_bytes()
+    changed = {**settings, **change}
+    if changed.pop("other", False):  # more problems, but not behind the same ones
+        changed["task"].problems.reverse()
+    with pytest.raises(RunError, match=named):
+        evaluate(Evaluation(**changed), engine, tmp_path)
+    assert before == (_bytes(tmp_path), (tmp_path / "config.json").read_bytes())
+
+
+def test_a_folder_is_not_extended_where_its_answers_decide_how_many_are_drawn(tmp_path: Path) -> None:
+    engine = local_engine(toy_model, max_rows=8)
+    evaluate(Evaluation(toy_task(), METHODS[1:3], match_best_of_n=True), engine, tmp_path)
+    with pytest.raises(RunError, match="methods"):
+        evaluate(Evaluation(toy_task(), METHODS, match_best_of_n=True), engine, tmp_path)
 
 
 PROGRAM = """
@@ -165,7 +216,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_computed(
     with pytest.raises(RunError, match="seed was 1, now 2"):
         evaluate(Evaluation(toy_task(2), METHODS[:1], seed=2), local_engine(refuse), tmp_path)
     with pytest.raises(RunError, match="problems_digest"):
-        evaluate(Evaluation(toy_task(3), METHODS[:1], seed=1), local_engine(refuse), tmp_path)
+        evaluate(Evaluation(toy_task(1), METHODS[:1], seed=1), local_engine(refuse), tmp_path)
 
 
 def test_an_answer_that_fails_does_not_lose_the_others(tmp_path: Path) -> None:
