@@ -6,14 +6,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fastpower.models.token_texts import token_texts
-
 if TYPE_CHECKING:
     from fastpower.chains.job import Job
     from fastpower.language_model import LanguageModel
     from fastpower.scheduler import Scheduler
 
-#: Turns jobs into records (``Result.to_dict()``, ``token_text``, ``finished``) in the order in which they finish.
+#: Turns jobs into records (``Result.to_dict()`` and ``finished``) in the order in which they finish.
 Engine = Callable[[Sequence["Job"]], Iterable[tuple["Job", dict[str, Any]]]]
 
 
@@ -48,5 +46,4 @@ def records(
         ready = prepare(model, job, fixed_length=fixed_length)
         given[id(ready)] = (ready, job)  # the reference keeps the id from being given to another
     for ready, result in run_jobs(model, [ready for ready, _ in given.values()], **options):
-        texts = token_texts(model.decoder.decode, result.token_ids)
-        yield given[id(ready)][1], result.to_dict() | {"token_text": texts, "finished": time.time()}
+        yield given[id(ready)][1], result.to_dict() | {"finished": time.time()}

@@ -209,7 +209,7 @@ def map(
         workers: See ``ray_engine``, as are the options.
 
     Returns:
-        ``Result.to_dict()`` of each answer, with ``token_text`` and ``finished``.
+        ``Result.to_dict()`` of each answer, with ``finished``.
 
     Raises:
         ValueError: What is no prompt, chains < 1, names that do not fit.

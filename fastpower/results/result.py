@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastpower.chains.job import Finished
+from fastpower.models.token_texts import token_texts
 
 
 @dataclass(slots=True)
@@ -43,10 +44,17 @@ class Result:
     #: shared_prefill_tokens (shared lanes), resumed_tokens (prefixes in the cache), prefetch_dropped_tokens (wasted)
     savings: dict[str, float] = field(default_factory=dict)
     prompt: Any = None  #: as it was given: text, a conversation (list of messages), or token ids
+    token_text: list[str] = field(default_factory=list)  #: what every token adds to the text
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able dictionary."""
         return dataclasses.asdict(self)
+
+    def _repr_html_(self) -> str:
+        """The answer in a notebook: its tokens on a ground that is darker where the entropy is higher."""
+        from fastpower.results.notebook import result_html
+
+        return result_html(self)
 
     @classmethod
     def of(cls, finished: Finished, decode: Callable[[Sequence[int]], str]) -> Result:
@@ -55,6 +63,7 @@ class Result:
         assert outcome is not None
         record, counts = outcome.record, chain.counts
         target = job.sampler.target
+        text = decode(record.tokens)
         return cls(
             id=job.id,
             prompt_id=str(job.prompt_id),
@@ -63,7 +72,7 @@ class Result:
             alpha=target.alpha,
             max_new_tokens=target.horizon,
             seed=job.seed,
-            text=decode(record.tokens),
+            text=text,
             token_ids=list(record.tokens),
             logp=record.total_logp,
             token_logp=record.logp.tolist(),
@@ -97,4 +106,5 @@ class Result:
                 "guesses_dropped": counts.guesses_dropped,
             },
             prompt=list(job.prompt) if isinstance(job.prompt, tuple) else job.prompt,
+            token_text=token_texts(decode, record.tokens) if text else [""] * len(record.tokens),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, overload
 
+from fastpower.results.notebook import results_html
 from fastpower.results.pools import Reweighted, reweight
 from fastpower.results.result import Result
 
@@ -38,6 +39,10 @@ class Results(Sequence[Result]):
 
     def __repr__(self) -> str:
         return f"Results({len(self)} answers)"
+
+    def _repr_html_(self) -> str:
+        """A table in a notebook, a row per answer."""
+        return results_html(self)
 
     def reweight(self, alpha: float) -> dict[str, Reweighted]:
         """What p^alpha would make of answers that were drawn by ``plain`` or ``low_temperature``, without model calls.

@@ -15,7 +15,7 @@ from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 import fastpower
@@ -27,7 +27,7 @@ from fastpower.integrations.server.engine import Busy, Done, Engine, Event
 from fastpower.integrations.server.limits import Guard
 from fastpower.integrations.server.metrics import exposition
 from fastpower.integrations.server.protocol import ChatRequest, Common, CompletionRequest, sampler_of
-from fastpower.integrations.server.responses import chat_choice, error, text_choice, usage
+from fastpower.integrations.server.responses import COMPLETION, ERRORS, METRICS, chat_choice, error, text_choice, usage
 from fastpower.integrations.server.stream import chat_stream, text_stream
 from fastpower.language_model import LanguageModel, Prompt
 from fastpower.results import Result
@@ -117,31 +117,31 @@ def create_app(model: LanguageModel, settings: Settings | None = None) -> FastAP
         kind = "server_error" if failure.status_code >= 500 else "invalid_request_error"
         return JSONResponse(error(str(failure.detail), kind), status_code=failure.status_code, headers=failure.headers)
 
-    @app.get("/health")
+    @app.get("/health", responses=ERRORS)
     async def health() -> JSONResponse:
         """Whether answers are being made."""
         alive = service.engine.alive
         return JSONResponse({"status": "ok" if alive else "stopped"}, status_code=200 if alive else 503)
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse, responses=METRICS)
     async def metrics() -> Response:
         """Prometheus."""
         return Response(exposition(service.engine), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @app.get("/v1/models")
+    @app.get("/v1/models", responses=ERRORS)
     async def models() -> dict[str, Any]:
         """The served model, and every sampler as a model of its own."""
         names = [model.name, *METHODS]
         return {"object": "list", "data": [_card(name, service.created) for name in names]}
 
-    @app.get("/v1/models/{name:path}")
+    @app.get("/v1/models/{name:path}", responses=ERRORS)
     async def one_model(name: str) -> dict[str, Any]:
         """One of them."""
         if name not in {model.name, *METHODS}:
             raise HTTPException(404, f"no model {name!r}; /v1/models lists them")
         return _card(name, service.created)
 
-    @app.post("/v1/chat/completions", response_model=None)
+    @app.post("/v1/chat/completions", response_model=None, responses=COMPLETION)
     async def chat(request: Request, body: ChatRequest) -> Response:
         """Answers to a conversation."""
         turns = [message.turn() for message in body.messages]
@@ -157,7 +157,7 @@ def create_app(model: LanguageModel, settings: Settings | None = None) -> FastAP
         choices = [chat_choice(item, i, piece) for i, item in enumerate(done)]
         return JSONResponse(_completion("chat.completion", identity, choices, jobs, done, seed, ignored))
 
-    @app.post("/v1/completions", response_model=None)
+    @app.post("/v1/completions", response_model=None, responses=COMPLETION)
     async def completions(request: Request, body: CompletionRequest) -> Response:
         """Continuations of text or of token ids."""
         prompts = body.prompts()
@@ -174,11 +174,6 @@ def create_app(model: LanguageModel, settings: Settings | None = None) -> FastAP
         return JSONResponse(_completion("text_completion", identity, choices, jobs, done, seed, ignored))
 
     return app
-
-
-def _identity(kind: str, body: Common, model: LanguageModel) -> dict[str, Any]:
-    name = f"{kind}-{secrets.token_hex(12)}"
-    return {"id": name, "created": int(time.time()), "model": body.model or model.name}
 
 
 def _card(name: str, created: int) -> dict[str, Any]:

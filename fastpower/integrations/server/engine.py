@@ -143,18 +143,26 @@ class Engine:
         self._watched = 0  # entries with a budget or with progress: nothing is looked at while there are none
         self._numbers = itertools.count(1)
         self._closing = False
-        self._thread = threading.Thread(target=self._run, name="fastpower-engine", daemon=True)
+        self._thread: threading.Thread | None = None
 
     # -- called from any thread ----------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start the thread."""
+        """Start the thread; again after ``close``, if need be.
+
+        Raises:
+            RuntimeError: it runs already.
+        """
+        if self.alive:
+            raise RuntimeError("the engine runs already: close it first")
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="fastpower-engine", daemon=True)
         self._thread.start()
 
     @property
     def alive(self) -> bool:
         """Whether jobs are run."""
-        return self._thread.is_alive()
+        return self._thread is not None and self._thread.is_alive()
 
     def submit(self, request: Request) -> Request:
         """Put a request's jobs in the queue.
@@ -163,7 +171,7 @@ class Engine:
             Busy: too many jobs wait already, or the engine is closing; nothing was queued.
         """
         with self._lock:
-            if self._closing or not self._thread.is_alive():
+            if self._closing or not self.alive:
                 raise Busy("the server is shutting down")
             if len(self._inbox) + len(request.jobs) > self.max_waiting:
                 self.totals.refused += 1
@@ -201,10 +209,9 @@ class Engine:
         with self._lock:
             self._closing = True
             self._lock.notify_all()
-        if self._thread.ident is None:
-            return True
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
+        if self._thread is not None:
+            self._thread.join(timeout)
+        return not self.alive
 
     # -- the engine's thread -------------------------------------------------------------------------------------
 

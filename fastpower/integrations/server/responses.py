@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from pydantic import BaseModel
+
 from fastpower.integrations.server.engine import Done
 from fastpower.results import Result
 
@@ -13,6 +15,32 @@ TAKEN = {
     "moves": "the state after so many moves",
     "tokens": "taken when the tokens were spent, which favours states whose moves are long: not a draw from p^alpha",
     "seconds": "taken by the clock, which favours states whose moves are long: not a draw from p^alpha",
+}
+
+
+class ErrorFacts(BaseModel):
+    """What went wrong, and in which field of the request."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """An error as OpenAI's clients read it."""
+
+    error: ErrorFacts
+
+
+#: what every route may answer beside what it is for, as FastAPI documents it
+ERRORS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorBody, "description": "Refused; 429 and 503 say in Retry-After when to come back"},
+    "5XX": {"model": ErrorBody, "description": "Not answered"},
+}
+METRICS = ERRORS | {200: {"description": "Prometheus", "content": {"text/plain": {}}}}
+COMPLETION = ERRORS | {
+    200: {"description": "Answers; with `stream`, server-sent events", "content": {"text/event-stream": {}}}
 }
 
 
@@ -110,4 +138,5 @@ def text_choice(done: Done, index: int, piece: Callable[[int], str] | None) -> d
 
 def error(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
     """An error as OpenAI's clients read it."""
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    facts = ErrorFacts(message=message, type=kind, param=param, code=code)
+    return ErrorBody(error=facts).model_dump()
