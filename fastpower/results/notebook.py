@@ -62,13 +62,22 @@ def _notes(result: Result) -> list[str]:
     return notes if result.exact else [*notes, "approximate method"]
 
 
+def _prompt(result: Result) -> str:
+    """The prompt's own words, if it was given as text; else its name."""
+    return _brief(result.prompt, 60) if isinstance(result.prompt, str) else result.prompt_id
+
+
+def _brief(text: str, longest: int) -> str:
+    words = " ".join(_visible(text).split())
+    return words if len(words) <= longest else words[: longest - 1] + "…"
+
+
 def _row(result: Result) -> str:
-    text = " ".join(_visible(result.text or " ".join(map(str, result.token_ids))).split())
-    brief = escape(text if len(text) <= BRIEF else text[: BRIEF - 1] + "…")
+    brief = escape(_brief(result.text or " ".join(map(str, result.token_ids)), BRIEF))
     answer = f'<td style="text-align: left"><details><summary>{brief}</summary>{result_html(result)}</details></td>'
     accepted = "" if result.acceptance is None else f"{result.accepted}/{result.moves}"
     cells = [
-        *(f"<td>{escape(str(cell))}</td>" for cell in (result.prompt_id, result.chain, result.method)),
+        *(f"<td>{escape(str(cell))}</td>" for cell in (_prompt(result), result.chain, result.method)),
         answer,
         *(
             f"<td>{cell}</td>"

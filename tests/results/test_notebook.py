@@ -78,6 +78,11 @@ def test_a_table_has_a_row_for_every_answer_up_to_a_bound():
     assert Page(Results([])._repr_html_()).tags("tr")
 
 
+def test_a_prompt_that_was_text_is_shown_in_its_own_words():
+    page = Page(Results([answer(prompt="What is\n<this>?"), answer(prompt=[{"role": "user"}])])._repr_html_())
+    assert [page.text.count(words) for words in ("What is <this>?", "user")] == [1, 0]
+
+
 def test_without_a_tokenizer_tokens_are_their_ids():
     page = Page(answer(text="", token_text=[""] * 5)._repr_html_())
     assert "[5][6][7][8][9]" in page.text
