@@ -37,11 +37,7 @@ class EngineCollector:
         for name, text in _COUNTERS.items():
             yield CounterMetricFamily(f"fastpower_{name}", text, value=getattr(totals, name))
         work = self.engine.scheduler.totals
-        for name, text in {
-            "steps": "Forwards of a decode batch",
-            "rows": "Rows of all forwards",
-            "tokens": "Tokens fed",
-        }.items():
+        for name, text in _FORWARDS.items():
             yield CounterMetricFamily(f"fastpower_forward_{name}", text, value=getattr(work, name))
         yield GaugeMetricFamily("fastpower_running", "Answers under way", value=totals.running)
         yield GaugeMetricFamily("fastpower_waiting", "Answers waiting for a row", value=totals.waiting)
