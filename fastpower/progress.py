@@ -21,8 +21,10 @@ SECONDS = 10.0  #: between two lines where there is no terminal
 
 
 class Progress:
-    """Shows itself on stderr, so that stdout stays clean for results: a bar on a terminal, and elsewhere (a file, a
-    pipe) one line every ten seconds."""
+    """Shows itself on stderr, so that stdout stays clean for results.
+
+    A bar on a terminal, and elsewhere (a file, a pipe) one line every ten seconds.
+    """
 
     def __init__(self, jobs: Sequence[Job], description: str = "sampling") -> None:
         self._planned = [max(1, getattr(job.sampler, "planned_moves", 1)) for job in jobs]

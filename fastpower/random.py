@@ -51,8 +51,9 @@ def _label(text: str) -> int:
 def derive(seed: int, *labels: int | str) -> int:
     """A 64-bit key from a seed and a path of labels. Different paths give unrelated streams.
 
-    >>> derive(7, "move", 0, 3) == derive(7, "move", 0, 3) != derive(7, "move", 3, 0)
-    True
+    Examples:
+        >>> derive(7, "move", 0, 3) == derive(7, "move", 0, 3) != derive(7, "move", 3, 0)
+        True
     """
     key = seed & _MASK64
     for depth, label in enumerate(labels):
@@ -78,8 +79,9 @@ def uniforms(key: int, start: int, count: int, purpose: Purpose) -> NDArray[np.f
 def select(probabilities: NDArray[np.float64], u: float) -> int:
     """The index that the uniform ``u`` selects: the first whose running sum exceeds it, or the last after rounding.
 
-    >>> [select(np.array([0.25, 0.0, 0.75]), u) for u in (0.2, 0.25, 0.9)]
-    [0, 2, 2]
+    Examples:
+        >>> [select(np.array([0.25, 0.0, 0.75]), u) for u in (0.2, 0.25, 0.9)]
+        [0, 2, 2]
     """
     index = int(np.searchsorted(np.cumsum(probabilities), u, side="right"))
     return min(index, len(probabilities) - 1)

@@ -12,15 +12,18 @@ Schedule = tuple[tuple[int, float], ...]
 class PowerTarget:
     """The power distribution of a model, and how samplers may warm up to it.
 
-    alpha: exponent, > 0 (4 in the papers; 1 is the model itself). horizon: the most new tokens an answer may have; it
-    is part of the target. schedule: for annealed samplers, (position, exponent) steps with increasing positions whose
-    last exponent is alpha; () means alpha from the start.
+    Attributes:
+        alpha: Exponent, > 0 (4 in the papers; 1 is the model itself).
+        horizon: The most new tokens an answer may have; it is part of the target.
+        schedule: For annealed samplers, (position, exponent) steps with increasing positions whose last exponent is
+            alpha; () means alpha from the start.
 
-    >>> PowerTarget(alpha=4.0, horizon=100).stages(block=32)
-    [32, 64, 96, 100]
-    >>> ramp = PowerTarget(4.0, 100, schedule=((0, 1.0), (10, 2.5), (20, 4.0)))
-    >>> [ramp.exponent(position) for position in (0, 9, 10, 99)]
-    [1.0, 1.0, 2.5, 4.0]
+    Examples:
+        >>> PowerTarget(alpha=4.0, horizon=100).stages(block=32)
+        [32, 64, 96, 100]
+        >>> ramp = PowerTarget(4.0, 100, schedule=((0, 1.0), (10, 2.5), (20, 4.0)))
+        >>> [ramp.exponent(position) for position in (0, 9, 10, 99)]
+        [1.0, 1.0, 2.5, 4.0]
     """
 
     alpha: float = 4.0
@@ -63,10 +66,14 @@ class PowerTarget:
 def linear_ramp(alpha: float, tokens: int, steps: int | None = None) -> Schedule:
     """Exponents rising linearly from 1 to ``alpha`` over ``tokens`` positions (Power-SMC, arXiv 2602.10273).
 
-    steps: number of equal jumps; by default one per token, at most 16.
+    Args:
+        alpha: The last exponent.
+        tokens: Position from which it holds.
+        steps: Number of equal jumps; by default one per token, at most 16.
 
-    >>> linear_ramp(4.0, 30, steps=3)
-    ((0, 1.0), (10, 2.0), (20, 3.0), (30, 4.0))
+    Examples:
+        >>> linear_ramp(4.0, 30, steps=3)
+        ((0, 1.0), (10, 2.0), (20, 3.0), (30, 4.0))
     """
     if tokens < 1 or alpha == 1.0:
         return ()

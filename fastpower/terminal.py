@@ -53,7 +53,8 @@ def write_what_cannot_be_encoded_as_escapes() -> None:
 def flush_stdout() -> None:
     """Write what is buffered now, where a full disk or a closed pipe can still be reported.
 
-    Raises OSError.
+    Raises:
+        OSError: It cannot be written.
     """
     if sys.stdout is not None:
         sys.stdout.flush()

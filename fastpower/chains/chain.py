@@ -54,8 +54,11 @@ class Sampler(Protocol):
 
 @dataclass(slots=True)
 class Counts:
-    """What a run cost and did. Rejected and abandoned work is included: it was paid for. What is decoded ahead in vain
-    depends on what else runs, and only ``forwards`` and ``prefill_tokens`` include it; it is counted apart."""
+    """What a run cost and did. Rejected and abandoned work is included: it was paid for.
+
+    What is decoded ahead in vain depends on what else runs, and only ``forwards`` and ``prefill_tokens`` include it; it
+    is counted apart.
+    """
 
     decoded_tokens: int = 0  #: tokens drawn (or forced, one forward each), without those of prefetch_dropped_tokens
     forwards: float = 0.0  #: rows forwarded; a row shared by n rollouts counts 1/n for each
@@ -150,8 +153,11 @@ class Chain:
         return Rollout(record.branch, begin, end - len(record), key, alpha, exponents, watch=watch, peek=peek)
 
     def idle_rows(self, tokens: int) -> int:
-        """How many rollouts of up to ``tokens`` tokens may be started ahead of need at next to no cost, now: rows that
-        nobody else waits for, and memory. It depends on what else runs: no draw may depend on it."""
+        """How many rollouts of up to ``tokens`` tokens may be started ahead of need at next to no cost, now.
+
+        Those are rows that nobody else waits for, with memory for them. The number depends on what else runs: no draw
+        may depend on it.
+        """
         return self._port.idle_rows(tokens)
 
     def moved(self, accepted: bool) -> None:

@@ -15,8 +15,11 @@ Trace = list[dict[str, Any]]
 class Outcome:
     """The answer of one run, and how the sampler got there.
 
-    trace: one JSON-able dict per move or per resampling, in order. diagnostics: JSON-able summary. exact: False for
-    samplers whose law is only approximately the power distribution. complete: False if the run was interrupted.
+    Attributes:
+        trace: One JSON-able dict per move or per resampling, in order.
+        diagnostics: JSON-able summary.
+        exact: False for samplers whose law is only approximately the power distribution.
+        complete: False if the run was interrupted.
     """
 
     record: Record

@@ -31,8 +31,9 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 def read_config_file(parser: argparse.ArgumentParser, path: str | Path) -> dict[str, Any]:
     """Values by destination, converted and checked as the flags themselves are.
 
-    Raises FileNotFoundError, and ValueError for what is not YAML, an unknown key (nearest names suggested), a value of
-    the wrong kind.
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: What is not YAML, an unknown key (nearest names suggested), a value of the wrong kind.
     """
     import yaml
 

@@ -37,7 +37,11 @@ PRESETS = {
 
 
 def preset(name: str) -> Preset:
-    """A preset by name. Raises ValueError, with the nearest names, for an unknown one."""
+    """A preset by name.
+
+    Raises:
+        ValueError: An unknown name; the nearest ones are suggested.
+    """
     if name not in PRESETS:
         raise ValueError(unknown("preset", name, PRESETS))
     return PRESETS[name]

@@ -95,7 +95,8 @@ def run(args: argparse.Namespace) -> int:
 def asked_for(args: argparse.Namespace) -> list[Asked]:
     """The prompts of the command line and of its file, with system message and prefill.
 
-    Raises ValueError where there is none, or an empty one.
+    Raises:
+        ValueError: There is none, or an empty one.
     """
     asked = [Asked(sys.stdin.read().strip() if text == "-" else text) for text in args.texts]
     if any(not item.prompt for item in asked):

@@ -47,8 +47,10 @@ class SamplerRate:
 
 
 def step_bytes(decoder: Any, rows: int, context: int) -> int | None:
-    """Bytes that one decode step must read: weights (an untied embedding is only looked up) and K/V of ``context``
-    tokens per row. None for a decoder that has no ``weight_bytes`` and ``layout``."""
+    """Bytes that one decode step must read: weights, and K/V of ``context`` tokens per row.
+
+    An untied embedding is only looked up. None for a decoder that has no ``weight_bytes`` and ``layout``.
+    """
     weights, layout = getattr(decoder, "weight_bytes", None), getattr(decoder, "layout", None)
     if weights is None or layout is None:
         return None
@@ -61,7 +63,15 @@ def decode_rate(
 ) -> DecodeRate:
     """Feed ``batch`` prompts of random tokens and decode for about ``seconds``, at least four steps.
 
-    bandwidth: GB/s of the memory, for the floor. Raises ValueError where the cache or the context is too small.
+    Args:
+        decoder: What is measured.
+        batch: Rows.
+        prompt: Tokens of each prompt.
+        seconds: How long to decode.
+        bandwidth: GB/s of the memory, for the floor.
+
+    Raises:
+        ValueError: The cache or the context is too small.
     """
     if batch < 1:
         raise ValueError(f"batch must be at least 1 row, got {batch}")

@@ -32,15 +32,18 @@ def load_model(
 ) -> tuple[Any, Any]:
     """A causal language model of transformers in evaluation mode, and its tokenizer.
 
-    name_or_path  None: SmolLM2-135M-Instruct; "smollm2-135m-instruct" or "gemma3-270m" (packaged, no hub needed);
-                  a local folder; a ``.gguf`` file; anything else is a hub id and needs a network or a filled hub cache.
-    dtype         of the weights, e.g. "float32", "bfloat16", "float16", or "auto" (as stored)
-    device        where to put the model, e.g. "cuda"; None leaves it where transformers loads it
-    **kwargs      for ``AutoModelForCausalLM.from_pretrained`` (device_map, tp_plan, trust_remote_code, revision, …)
+    Args:
+        name_or_path: None: SmolLM2-135M-Instruct; "smollm2-135m-instruct" or "gemma3-270m" (packaged, no hub needed); a
+            local folder; a ``.gguf`` file; anything else is a hub id and needs a network or a filled hub cache.
+        dtype: Of the weights, e.g. "float32", "bfloat16", "float16", or "auto" (as stored).
+        device: Where to put the model, e.g. "cuda"; None leaves it where transformers loads it.
+        **kwargs: For ``AutoModelForCausalLM.from_pretrained`` (device_map, tp_plan, trust_remote_code, revision, …).
 
-    Raises ModelNotFound (a file, package or name that is not there: the message says what to install), OutOfMemory
-    before anything is read (local files without device_map, tp_plan or quantization_config, whose needs are their own),
-    InvalidModelFile for local files that transformers cannot load, with its reason.
+    Raises:
+        ModelNotFound: A file, package or name that is not there: the message says what to install.
+        OutOfMemory: It will not fit, before anything is read (local files without device_map, tp_plan or
+            quantization_config, whose needs are their own).
+        InvalidModelFile: Local files that transformers cannot load, with its reason.
     """
     import torch
 
@@ -117,7 +120,11 @@ def _resolve(name_or_path: str | os.PathLike[str] | None) -> _Source:
 
 
 def _require_room(source: _Source, dtype: str | torch.dtype, device: str | torch.device | None) -> None:
-    """Raises OutOfMemory if the weights do not fit where they are read to, or where they go then."""
+    """Refuse weights that do not fit where they are read to, or where they go then.
+
+    Raises:
+        OutOfMemory: They do not.
+    """
     import torch
 
     chosen = dtype if isinstance(dtype, torch.dtype) else None if dtype == "auto" else getattr(torch, dtype)

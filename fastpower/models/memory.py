@@ -23,8 +23,11 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def available(device: torch.device | str = "cpu") -> int:
-    """Bytes that can be allocated on ``device`` now: free memory of a GPU; of the CPU what the system calls available,
-    or what is left below the limit of the container if that is less."""
+    """Bytes that can be allocated on ``device`` now.
+
+    Of a GPU its free memory; of the CPU what the system calls available, or what is left below the limit of the
+    container if that is less.
+    """
     import torch
 
     device = torch.device(device)
@@ -34,7 +37,11 @@ def available(device: torch.device | str = "cpu") -> int:
 
 
 def require(needed: int, what: str, remedy: str, device: torch.device | str = "cpu") -> None:
-    """Raises OutOfMemory if ``device`` has fewer than ``needed`` bytes left."""
+    """Refuse to go on where ``device`` has fewer than ``needed`` bytes left.
+
+    Raises:
+        OutOfMemory: It has.
+    """
     left = available(device)
     if needed > left:
         raise OutOfMemory(f"{what} needs {gib(needed)}, and {gib(left)} are available on {device}: {remedy}")
@@ -46,10 +53,15 @@ def gib(size: float) -> str:
 
 
 def weights_bytes(location: Path, dtype: torch.dtype | None) -> int | None:
-    """Bytes that the weights will take in ``dtype`` (None: as they are stored), from the headers of the files alone.
+    """Bytes that the weights will take, from the headers of the files alone.
 
-    location: a folder with safetensors or .bin files, or a .gguf file (its numbers are unpacked to ``dtype``, or to
-    float32). None where the files cannot be understood: loading them will say what is wrong.
+    Args:
+        location: A folder with safetensors or .bin files, or a .gguf file (its numbers are unpacked to ``dtype``, or to
+            float32).
+        dtype: That they will have; None: as they are stored.
+
+    Returns:
+        None where the files cannot be understood: loading them will say what is wrong.
     """
     try:
         if location.is_file():

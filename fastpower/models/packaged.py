@@ -78,10 +78,13 @@ def cache_folder() -> Path:
 
 
 def _trusted(folder: Path, root: Path) -> None:
-    """Raises InvalidModelFile if anybody but us (or the system's administrator) could have put files into ``folder``.
+    """Refuse a folder into which anybody but us (or the system's administrator) could have put files.
 
     A model decides what a process computes. Every folder from ``root``, the cache, to ``folder`` is looked at, and
     links as well as what they lead to.
+
+    Raises:
+        InvalidModelFile: Somebody could.
     """
     for place in (root, *(root / part for part in reversed(folder.relative_to(root).parents[:-1])), folder):
         try:
@@ -104,7 +107,11 @@ def _trusted(folder: Path, root: Path) -> None:
 
 
 def packaged_files(model: PackagedModel) -> list[Path]:
-    """The GGUF file or its parts, found without importing the packages. Raises ModelNotFound with the pip command."""
+    """The GGUF file or its parts, found without importing the packages.
+
+    Raises:
+        ModelNotFound: A package is missing, with the pip command.
+    """
     found = []
     for name in model.distributions:
         try:

@@ -181,8 +181,11 @@ def prompt_tokens(tokenizer: Any, prompt: Any, *, chat: bool | None = None, toda
 
 
 def text_tokens(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of plain text that is to be continued: with the special tokens that the tokenizer puts first, unless
-    the text begins with them, and without those that it puts last, which would end the text."""
+    """Token ids of plain text that is to be continued.
+
+    They have the special tokens that the tokenizer puts first, unless the text begins with them, and not those that it
+    puts last, which would end the text.
+    """
     whole = list(tokenizer(text)["input_ids"])
     plain = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     for start in range(len(whole) - len(plain) + 1):

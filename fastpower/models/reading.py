@@ -75,8 +75,11 @@ def no_progress_bars() -> Iterator[None]:
 
 
 def special_tokens_of_model(tokenizer: Any, config: Any) -> None:
-    """Some versions of transformers guess a GGUF tokenizer's first and last token; the model's configuration has them
-    from the file. A wrong one would end answers at the wrong token."""
+    """Give a tokenizer read from a GGUF file the special tokens of the model's configuration.
+
+    Some versions of transformers guess the first and last token; the configuration has them from the file. A wrong one
+    would end answers at the wrong token.
+    """
     for name in ("bos", "eos"):
         token = getattr(config, f"{name}_token_id", None)
         if isinstance(token, int) and getattr(tokenizer, f"{name}_token_id") != token:

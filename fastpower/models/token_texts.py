@@ -9,8 +9,9 @@ _LONGEST = 4
 
 
 def token_texts(decode: Callable[[Sequence[int]], str], tokens: Sequence[int]) -> list[str]:
-    """What each token adds to the text. A character that several tokens spell stands at the last of them; a special
-    token adds nothing.
+    """What each token adds to the text.
+
+    A character that several tokens spell stands at the last of them; a special token adds nothing.
 
     Tokens are decoded behind the last that added something, all of what spelt it: alone, some tokenizers drop a token's
     leading blank, and those with byte tokens decode a run of them together, all of it or none.

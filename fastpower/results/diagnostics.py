@@ -29,11 +29,20 @@ def moves(result: Result) -> list[dict[str, Any]]:
 
 
 def rhat(results: Sequence[Result], value: Callable[[dict[str, Any]], float] | None = None) -> dict[str, float]:
-    """Rank-normalised split R-hat over the chains of every prompt, bulk or tail, whichever is larger (Vehtari, Gelman,
-    Simpson, Carpenter, Bürkner 2021). Near 1 the chains agree; above 1.01 they have not mixed.
+    """Rank-normalised split R-hat over the chains of every prompt, bulk or tail, whichever is larger.
 
-    value: of a move; default log p of the answer after it. NaN where no chain ever changed. Raises ValueError with
-    fewer than 2 chains of a prompt, or 4 moves at the full horizon, or chains of unequal numbers of moves.
+    From Vehtari, Gelman, Simpson, Carpenter, Bürkner 2021. Near 1 the chains agree; above 1.01 they have not mixed.
+
+    Args:
+        results: Of a method with moves.
+        value: Of a move; default log p of the answer after it.
+
+    Returns:
+        R-hat by prompt; NaN where no chain ever changed.
+
+    Raises:
+        ValueError: Fewer than 2 chains of a prompt, or 4 moves at the full horizon, or chains of unequal numbers of
+            moves.
     """
     of = value or (lambda move: float(move["logp"]))
     found = {}
@@ -135,8 +144,10 @@ def entropy_by_position(results: Sequence[Result]) -> tuple[Array, NDArray[np.in
 
 
 def hit_cap_rate(results: Sequence[Result]) -> float:
-    """Share of the answers that the horizon cut off. The horizon is part of the target: a high rate says that it is
-    short for these prompts."""
+    """Share of the answers that the horizon cut off.
+
+    The horizon is part of the target: a high rate says that it is short for these prompts.
+    """
     return float(np.mean([not result.ended for result in results])) if len(results) else math.nan
 
 
@@ -152,12 +163,17 @@ def savings(results: Sequence[Result]) -> dict[str, float]:
 
 
 def summary(results: Sequence[Result]) -> dict[str, Any]:
-    """The main numbers of all that, JSON-able. Raises ValueError for results of several methods, or none.
+    """The main numbers of all that, JSON-able.
 
-    ``rhat`` is the worst of the prompts' (infinite where chains stand still at different answers), None where it cannot
-    be computed; ``log_z`` is per prompt, with its standard
-    error (None for a single run); ``least_ess`` is
-    the smallest effective sample size as a share of the particles, None for methods without.
+    Returns:
+        By name. ``rhat`` is the worst of the prompts' (infinite where chains stand still at different answers), None
+        where
+        it cannot be computed; ``log_z`` is per prompt, with its standard error (None for a single run); ``least_ess``
+        is
+        the smallest effective sample size as a share of the particles, None for methods without.
+
+    Raises:
+        ValueError: Results of several methods, or none.
     """
     methods = sorted({result.method for result in results})
     if len(methods) != 1:

@@ -72,7 +72,11 @@ def to_arviz(results: Sequence[Result]) -> Any:
 
 
 def _by_prompt(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """Chains of every prompt; raises ValueError where they are not chains of one sampler, as many for every prompt."""
+    """Chains of every prompt.
+
+    Raises:
+        ValueError: They are not chains of one sampler, as many for every prompt.
+    """
     if not results:
         raise ValueError("to_arviz needs at least one result")
     prompts: dict[str, list[Result]] = {}

@@ -32,7 +32,11 @@ def _record(record: Any) -> Fields:
 
 
 def axes(ax: Axes | None, **size: Any) -> Axes:
-    """``ax``, or new axes. Raises FastpowerError, naming what to install, without matplotlib."""
+    """``ax``, or new axes.
+
+    Raises:
+        FastpowerError: Matplotlib is missing; the message names what to install.
+    """
     if ax is not None:
         return ax
     try:
@@ -79,7 +83,11 @@ def plot_entropy(record: Any, ax: Axes | None = None) -> Axes:
 
 
 def plot_logp(record: Any, ax: Axes | None = None) -> Axes:
-    """log p of the current answer after every move. Raises ValueError for a method without moves."""
+    """log p of the current answer after every move.
+
+    Raises:
+        ValueError: A method without moves.
+    """
     record = _record(record)
     moves = moves_of(record)
     if not moves:
@@ -115,7 +123,11 @@ def plot_acceptance(records: Iterable[Any], ax: Axes | None = None) -> Axes:
 
 
 def plot_ess(record: Any, ax: Axes | None = None) -> Axes:
-    """Effective sample size over positions, resamplings marked. Raises ValueError for a method without particles."""
+    """Effective sample size over positions, resamplings marked.
+
+    Raises:
+        ValueError: A method without particles.
+    """
     record = _record(record)
     positions, values, resampled = ess_curve(record)
     if not values:
@@ -131,7 +143,11 @@ def plot_ess(record: Any, ax: Axes | None = None) -> Axes:
 
 
 def plot_genealogy(record: Any, ax: Axes | None = None) -> Axes:
-    """Ancestors at every resampling, the answer's line of descent in colour. Raises ValueError without resampling."""
+    """Ancestors at every resampling, the answer's line of descent in colour.
+
+    Raises:
+        ValueError: There was no resampling.
+    """
     record = _record(record)
     generations = ancestry(record)
     if not generations:

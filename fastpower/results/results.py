@@ -13,12 +13,13 @@ from fastpower.results.result import Result
 class Results(Sequence[Result]):
     """Answers in the order of prompts, then chains.
 
-    >>> from fastpower import generate, load, make_sampler
-    >>> from fastpower.decoders.toy import ToyDecoder, random_logits
-    >>> model = load(ToyDecoder(random_logits(5, seed=7, eos=0), 5, [0]))
-    >>> results = generate(model, ["1 2", "3"], make_sampler("mh", max_new_tokens=9), seed=4, chains=2)
-    >>> results, [result.chain for result in results], results[0].ended
-    (Results(4 answers), [0, 1, 0, 1], True)
+    Examples:
+        >>> from fastpower import generate, load, make_sampler
+        >>> from fastpower.decoders.toy import ToyDecoder, random_logits
+        >>> model = load(ToyDecoder(random_logits(5, seed=7, eos=0), 5, [0]))
+        >>> results = generate(model, ["1 2", "3"], make_sampler("mh", max_new_tokens=9), seed=4, chains=2)
+        >>> results, [result.chain for result in results], results[0].ended
+        (Results(4 answers), [0, 1, 0, 1], True)
     """
 
     def __init__(self, items: Sequence[Result]) -> None:
@@ -69,8 +70,10 @@ class Results(Sequence[Result]):
     def to_pandas(self) -> Any:
         """A ``pandas.DataFrame``, one row per answer, with the fields of ``Result`` as columns.
 
-        What has a value per token or per move (``token_logp``, ``trace``, …) is a list in its cell. Raises
-        FastpowerError, naming what to install, without pandas.
+        What has a value per token or per move (``token_logp``, ``trace``, …) is a list in its cell.
+
+        Raises:
+            FastpowerError: Pandas is missing; the message names what to install.
         """
         from fastpower.results.export import to_pandas
 
@@ -84,8 +87,10 @@ class Results(Sequence[Result]):
         the model itself) and ``length`` (tokens); ``sample_stats`` holds ``lp`` = alpha · logp (log of the target, up
         to its constant), ``accepted``, and ``cut`` (position, −1 where the move had none) for samplers that cut.
 
-        Raises ValueError for a method without moves, for results of several methods, horizons or exponents, and for
-        chains that are not equally long; FastpowerError, naming what to install, without ArviZ.
+        Raises:
+            ValueError: A method without moves, results of several methods, horizons or exponents, and chains that are
+                not equally long.
+            FastpowerError: ArviZ is missing; the message names what to install.
         """
         from fastpower.results.export import to_arviz
 

@@ -74,7 +74,12 @@ class Architecture:
 
 
 def architecture_of(file: GGUFFile) -> Architecture:
-    """Raises Undescribed for what the fused forward does not compute, InvalidModelFile for what does not fit."""
+    """What a file's metadata says of the model.
+
+    Raises:
+        Undescribed: Something that the fused forward does not compute.
+        InvalidModelFile: Something that does not fit.
+    """
     name = file.metadata.get("general.architecture")
     if name not in ARCHITECTURES:
         raise Undescribed(f"its architecture is {name!r}, not one of {', '.join(ARCHITECTURES)}")

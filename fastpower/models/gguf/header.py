@@ -41,11 +41,17 @@ class TensorEntry(NamedTuple):
 class GGUFFile:
     """A mapped file, or several parts of one read into memory. A context manager; ``close`` unmaps it.
 
-        with GGUFFile("model.gguf") as file: file.metadata["general.architecture"]; file.blocks("output.weight")
+    Raises:
+        ModelNotFound: The gguf library is not installed.
+        InvalidModelFile: Wrong magic or version, sizes that the file does not have, types that are unknown, tensors
+            that overlap the header or end behind the file. File, tensor and remedy are named; nothing stays mapped.
 
-    Raises ModelNotFound without the gguf library, and InvalidModelFile, naming file, tensor and remedy, for wrong magic
-    or version, sizes that the file does not have, types that are unknown, and tensors that overlap the header or end
-    behind the file. Nothing stays mapped then.
+    Examples:
+        The model's kind, and one tensor as it lies in the file:
+
+            with GGUFFile("model.gguf") as file:
+                file.metadata["general.architecture"]
+                file.blocks("output.weight")
     """
 
     def __init__(self, *paths: str | os.PathLike[str]) -> None:
@@ -74,7 +80,11 @@ class GGUFFile:
         return flat.reshape(entry.shape[0], -1) if len(entry.shape) == 2 else flat
 
     def floats(self, name: str) -> NDArray[np.float32]:
-        """A tensor of type F32, F16 or BF16 as float32, copied. Raises InvalidModelFile for another type."""
+        """A tensor of type F32, F16 or BF16 as float32, copied.
+
+        Raises:
+            InvalidModelFile: It has another type.
+        """
         entry, raw = self._entry(name), self.data(name)
         if entry.type == "F32":
             values = raw.view("<f4").copy()
@@ -89,7 +99,7 @@ class GGUFFile:
     def release(self, name: str) -> None:
         """Give the memory of a tensor's bytes back to the system; they are read again if they are asked for again.
 
-        (Of a file in parts they are gone.)
+        Of a file in parts they are gone.
         """
         entry = self._entry(name)
         page = mmap.PAGESIZE
