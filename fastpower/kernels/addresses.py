@@ -36,10 +36,13 @@ def address(tensor: torch.Tensor, *dtypes: torch.dtype) -> int:
 
 
 def check_memory(op: str, name: str, tensor: torch.Tensor) -> None:
-    """Raise ValueError if ``tensor``, dense and on the CPU, has less memory than its shape says.
+    """Refuse a tensor, dense and on the CPU, that has less memory than its shape says.
 
     That is so for storage that was resized afterwards (sharded training does that), for fake tensors and for those of
     ``torch.func.functionalize``.
+
+    Raises:
+        ValueError: ``tensor`` is one.
     """
     if tensor.numel() == 0:
         return
@@ -58,7 +61,11 @@ def check_memory(op: str, name: str, tensor: torch.Tensor) -> None:
 
 
 def array_address(array: NDArray[Any], dtype: type) -> int:
-    """``address`` of a NumPy array, which must be contiguous. Raises TypeError."""
+    """``address`` of a NumPy array.
+
+    Raises:
+        TypeError: Another dtype, or an array that is not contiguous.
+    """
     if array.dtype != dtype or not array.flags.c_contiguous:
         raise TypeError(
             f"expected a contiguous {np.dtype(dtype)} array, got {array.dtype} with strides {array.strides}"

@@ -17,9 +17,19 @@ def check_tensor(
     shape: Sequence[int | str],
     device: torch.device | None = None,
 ) -> None:
-    """``shape`` holds sizes, or names such as "B" for sizes that are free.
+    """Refuse what does not fit, naming it.
 
-    Raises TypeError for a value that is not a tensor or has another dtype, ValueError for its shape or device.
+    Args:
+        op: The operator, for the message.
+        name: The argument, for the message.
+        value: What was given.
+        dtypes: Those it may have.
+        shape: Sizes, or names such as "B" for sizes that are free.
+        device: Where it must be; None: anywhere.
+
+    Raises:
+        TypeError: The value is not a tensor or has another dtype.
+        ValueError: Another shape or device.
     """
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(value).__name__}")

@@ -6,7 +6,11 @@ from torch import Tensor
 
 
 def check_pages(op: str, k_cache: Tensor, v_cache: Tensor) -> None:
-    """Raises ValueError for pages that are not contiguous, or hold no token."""
+    """Refuse pages that are not contiguous, or hold no token.
+
+    Raises:
+        ValueError: They are such.
+    """
     sizes = page_size, heads, dim = k_cache.shape[-3:]
     dense = (heads * dim, dim, 1)
     for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
@@ -32,7 +36,11 @@ def overlaps(cache: Tensor) -> bool:
 
 
 def check_written(op: str, k_cache: Tensor, v_cache: Tensor) -> None:
-    """Raises ValueError for caches that cannot be written because their pages share memory."""
+    """Refuse caches that cannot be written because their pages share memory.
+
+    Raises:
+        ValueError: They do.
+    """
     for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
         if not cache.is_contiguous() and overlaps(cache):
             raise ValueError(

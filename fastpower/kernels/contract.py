@@ -29,7 +29,11 @@ class Values:
     good: Callable[[Tensor, Sizes], Tensor]
 
     def check(self, op: str, name: str, values: Tensor, sizes: Sizes) -> None:
-        """Raise ValueError naming the first entry that is not."""
+        """Refuse entries that are out of range.
+
+        Raises:
+            ValueError: One is; the first is named.
+        """
         bad = ~self.good(values, sizes)
         if bad.any():
             at = tuple(bad.nonzero()[0].tolist())
@@ -164,7 +168,12 @@ class Contract:
         return tuple(argument.name for argument in self.arguments)
 
     def check(self, *values: Any) -> Sizes:
-        """The sizes found in the arguments. Raises TypeError or ValueError, naming the first that does not fit."""
+        """The sizes found in the arguments.
+
+        Raises:
+            TypeError: A wrong type or dtype; the first argument that does not fit is named.
+            ValueError: A wrong shape or device, likewise.
+        """
         sizes: Sizes = {name: values[i] for i, name in self.numbers}
         device: torch.device | None = None
         for i, argument, dtypes, like in self._looked_at:
@@ -186,7 +195,11 @@ class Contract:
         return sizes
 
     def check_values(self, sizes: Sizes, *values: Any) -> None:
-        """Raise ValueError for an entry out of range, for backends that do not look at entries themselves."""
+        """Refuse entries out of range, for backends that do not look at entries themselves.
+
+        Raises:
+            ValueError: One is; the first is named.
+        """
         for i, argument in self.tensors:
             if argument.values is not None and values[i] is not None:
                 argument.values.check(self.op, argument.label or argument.name, values[i], sizes)
@@ -238,8 +251,11 @@ Dim = tuple[str, int, int | None]
 
 
 def dims_of(shape: str, sizes: Sizes, ndim: int | None = None) -> tuple[Dim, ...]:
-    """The dimensions of ``shape``; whether an optional one is there is known from ``sizes``, or from ``ndim`` where
-    nothing is known yet, and noted down."""
+    """The dimensions of ``shape``.
+
+    Whether an optional one is there is known from ``sizes``, or from ``ndim`` where nothing is known yet, and noted
+    down.
+    """
     dims = _parsed(shape)
     if not dims or not dims[0][0].endswith("?"):
         return dims

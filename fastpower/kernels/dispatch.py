@@ -63,9 +63,16 @@ def backends() -> dict[str, str | None]:
 def resolve(op: str, backend: str, device: torch.device) -> Callable[..., Any]:
     """The function that runs ``op`` on tensors of ``device``.
 
-    ``backend="auto"`` is FASTPOWER_BACKEND if set (read when first needed), else ``cpu`` for CPU tensors and
-    ``triton`` for CUDA/HIP tensors. Raises ValueError for an unknown name and BackendUnavailable, with the reason, for
-    a backend that cannot run here, cannot take tensors of that device, or lacks the operator.
+    Args:
+        op: The operator's name.
+        backend: A name in ``BACKENDS``, or "auto": FASTPOWER_BACKEND if set (read when first needed), else ``cpu`` for
+            CPU tensors and ``triton`` for CUDA/HIP tensors.
+        device: Where the tensors are.
+
+    Raises:
+        ValueError: An unknown name.
+        BackendUnavailable: The backend cannot run here, cannot take tensors of that device, or lacks the operator; the
+            message says why.
     """
     return _route(op, backend, device.type)[1]
 
@@ -142,10 +149,13 @@ _library: Any = torch.library.Library("fastpower", "DEF")  # type: ignore[no-unt
 def register(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Any:
     """Define ``torch.ops.fastpower.<op>`` and return it.
 
-    ``schema`` is a torch schema ("op(Tensor x, …) -> Tensor"; mutated arguments annotated ``Tensor(a!)``),
-    ``implementation`` takes and returns exactly that, ``fake`` does the same on tensors without storage. In eager mode
-    façades call the implementation themselves, which saves the dispatcher's overhead; under ``torch.compile`` they
-    call the registered operator, which is one opaque node of the graph: see ``compiling``.
+    In eager mode façades call the implementation themselves, which saves the dispatcher's overhead; under
+    ``torch.compile`` they call the registered operator, which is one opaque node of the graph: see ``compiling``.
+
+    Args:
+        schema: A torch schema ("op(Tensor x, …) -> Tensor"; mutated arguments annotated ``Tensor(a!)``).
+        implementation: Takes and returns exactly that.
+        fake: Does the same on tensors without storage.
     """
     name = schema.partition("(")[0]
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))

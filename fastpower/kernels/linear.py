@@ -16,11 +16,18 @@ _DTYPES = (torch.float32, torch.bfloat16)
 def pack_linear(
     weight: torch.Tensor | QuantisedBlocks, bias: torch.Tensor | None = None, *, memory: PanelMemory | None = None
 ) -> PackedLinear:
-    """Pack ``weight`` (out, in), float32 or bfloat16 on the CPU or quantised, and ``bias`` (out,) for ``linear``.
-    Copies both. Quantised weights stay as small as they are, their numbers exactly as given; their panels are put in
-    ``memory`` beside those of the model's other weights.
+    """Pack a weight, and a bias, for ``linear``. Copies both.
 
-    Raises TypeError for another dtype, ValueError for a shape that does not fit or an empty weight.
+    Quantised weights stay as small as they are, their numbers exactly as given.
+
+    Args:
+        weight: (out, in), float32 or bfloat16 on the CPU, or quantised.
+        bias: (out,), of a dtype that ``weight`` may have.
+        memory: Where the panels of quantised weights are put, beside those of the model's other weights.
+
+    Raises:
+        TypeError: Another dtype.
+        ValueError: A shape that does not fit, or an empty weight.
     """
     if isinstance(weight, QuantisedBlocks):
         return _pack_quantised(weight, bias, memory)
@@ -57,7 +64,7 @@ def _copied(bias: torch.Tensor | None, out_features: int) -> torch.Tensor | None
 def linear(
     x: torch.Tensor, packed: PackedLinear, *, out_dtype: torch.dtype | None = None, backend: str = "auto"
 ) -> torch.Tensor:
-    """``x`` (…, in) of the weights' dtype → (…, out) of ``out_dtype`` (default: that of x): x Wᵀ + b.
+    """x Wᵀ + b.
 
     Accumulated in float32 (float64 in the reference), the bias added in float32, rounded once. Batch-invariant on
     ``cpu``: each output is summed over the inputs in one fixed order, so a row's bits do not depend on the other rows,
@@ -67,7 +74,18 @@ def linear(
     the largest of each 32 neighbours of a row. Sums over 32 inputs are then exact, and each is scaled and added in
     float32. A row whose 32 neighbours include an infinity or NaN gives NaN.
 
-    Raises TypeError for x or out_dtype of another dtype, ValueError if the last dimension is not ``in_features``.
+    Args:
+        x: (…, in) of the weights' dtype.
+        packed: What ``pack_linear`` made.
+        out_dtype: Of the result; default: that of x.
+        backend: See ``fastpower.kernels.backends``.
+
+    Returns:
+        (…, out) of ``out_dtype``.
+
+    Raises:
+        TypeError: x or out_dtype of another dtype.
+        ValueError: The last dimension is not ``in_features``.
     """
     if not isinstance(packed, PackedLinear):
         raise TypeError(f"linear: packed must come from pack_linear, got {type(packed).__name__}")

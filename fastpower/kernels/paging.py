@@ -22,20 +22,21 @@ def append_kv(
 ) -> None:
     """Write the keys and values of new tokens into their slots, in place.
 
-    Args:
-        key: (N, Hkv, D), float32, bfloat16 or float16, any strides.
-        value: like ``key``.
-        k_cache: (num_pages, page_size, Hkv, D) of the same dtype. Written at ``slots`` only.
-        v_cache: like ``k_cache``.
-        slots: (N,) int64, distinct. -1 drops its token, so that a batch can be padded to a fixed size.
-
     Values are checked on the host only; nothing is written if a check fails.
 
+    Args:
+        key: (N, Hkv, D), float32, bfloat16 or float16, any strides.
+        value: Like ``key``.
+        k_cache: (num_pages, page_size, Hkv, D) of the same dtype. Written at ``slots`` only.
+        v_cache: Like ``k_cache``.
+        slots: (N,) int64, distinct. -1 drops its token, so that a batch can be padded to a fixed size.
+        backend: See ``fastpower.kernels.backends``.
+
     Raises:
-        TypeError: a wrong dtype.
-        ValueError: a wrong shape, layout or device, a slot given twice.
-        IndexError: a slot outside the cache.
-        BackendUnavailable: the backend cannot run here.
+        TypeError: A wrong dtype.
+        ValueError: A wrong shape, layout or device, a slot given twice.
+        IndexError: A slot outside the cache.
+        BackendUnavailable: The backend cannot run here.
     """
     (_append_kv_op if compiling() else _append_kv)(key, value, k_cache, v_cache, slots, backend)
 
@@ -45,20 +46,21 @@ def copy_pages(
 ) -> None:
     """Copy the first ``tokens[i]`` slots of page ``source[i]`` to page ``target[i]`` in all layers, in place.
 
+    Values are checked on the host only; nothing is written if a check fails.
+
     Args:
         k_cache: (layers, num_pages, page_size, Hkv, D), float32, bfloat16 or float16.
-        v_cache: like ``k_cache``.
+        v_cache: Like ``k_cache``.
         source: (C,) int64 pages.
         target: (C,) int64 pages, distinct, none of them a source: the copies can run in any order.
         tokens: (C,) int64 in [0, page_size].
-
-    Values are checked on the host only; nothing is written if a check fails.
+        backend: See ``fastpower.kernels.backends``.
 
     Raises:
-        TypeError: a wrong dtype.
-        ValueError: a wrong shape, layout or device, overlapping copies.
-        IndexError: a page or a number of tokens out of range.
-        BackendUnavailable: the backend cannot run here.
+        TypeError: A wrong dtype.
+        ValueError: A wrong shape, layout or device, overlapping copies.
+        IndexError: A page or a number of tokens out of range.
+        BackendUnavailable: The backend cannot run here.
     """
     (_copy_pages_op if compiling() else _copy_pages)(k_cache, v_cache, source, target, tokens, backend)
 
@@ -84,14 +86,16 @@ def paged_attention(
     sits at position lengths[s] - n + i and sees positions <= its own, and > its own - window if window > 0. K/V of all
     lengths[s] tokens are in the cache already. Query head h reads key/value head h // (Hq // Hkv).
 
+    Values are checked on the host only.
+
     Args:
         query: (N, Hq, D), float32, bfloat16 or float16; Hq a multiple of Hkv; D a multiple of 8, at most 256.
         k_cache: (num_pages, page_size, Hkv, D) of the same dtype.
-        v_cache: like ``k_cache``.
+        v_cache: Like ``k_cache``.
         page_table: (S, max_pages) int32; only the entries that lengths[s] needs are looked at.
         query_starts: (S+1,) int32, from 0 to N, not decreasing.
         lengths: (S,) int32 tokens, those of the queries included.
-        scale: multiplies q.k; D**-0.5 if None.
+        scale: Multiplies q.k; D**-0.5 if None.
         window: 0 for none.
         softcap: > 0 makes scores softcap * tanh(score / softcap), after scaling.
         shared: (starts (G+1,) int32, pages (G,) int32): the sequences starts[g] … starts[g+1] - 1 have their first
@@ -100,17 +104,19 @@ def paged_attention(
         ancestors: (N,) int64: the queries of a sequence, at most 64, form a tree. Bit j of a query's word says whether
             it sees its sequence's query j; bits before its own are its ancestors', its own is set, none is behind it.
             Everything before the sequence's first query it sees anyway. Not together with ``window``.
+        backend: See ``fastpower.kernels.backends``.
 
-    Returns (N, Hq, D), contiguous, of the query's dtype. A row's bits do not depend on the other rows, on how many of
-    its sequence's queries are in this call, on the pages' numbers, on ``shared`` or on the number of threads (they do
-    depend on the backend and, for the CPU, on the instruction set). Values are checked on the host only.
+    Returns:
+        (N, Hq, D), contiguous, of the query's dtype. A row's bits do not depend on the other rows, on how many of its
+        sequence's queries are in this call, on the pages' numbers, on ``shared`` or on the number of threads (they do
+        depend on the backend and, for the CPU, on the instruction set).
 
     Raises:
-        TypeError: a wrong dtype.
-        ValueError: a wrong shape, layout, device or parameter, fewer tokens than queries, a group that does not share
+        TypeError: A wrong dtype.
+        ValueError: A wrong shape, layout, device or parameter, fewer tokens than queries, a group that does not share
             what it claims.
-        IndexError: a page outside the cache.
-        BackendUnavailable: the backend cannot run here.
+        IndexError: A page outside the cache.
+        BackendUnavailable: The backend cannot run here.
     """
     starts, pages = (None, None) if shared is None else shared
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)

@@ -45,7 +45,11 @@ FORMATS = {
 
 
 def format_of(name: str) -> Format:
-    """Raises ValueError for a name that is not in ``FORMATS``."""
+    """The format of a name.
+
+    Raises:
+        ValueError: A name that is not in ``FORMATS``.
+    """
     try:
         return FORMATS[name]
     except KeyError:
@@ -56,7 +60,8 @@ def format_of(name: str) -> Format:
 class QuantisedBlocks:
     """A weight (out, in) in blocks, for ``pack_linear``; ``blocks`` is not copied.
 
-    Raises ValueError for an unknown format, or blocks that are no whole rows of it.
+    Raises:
+        ValueError: An unknown format, or blocks that are no whole rows of it.
     """
 
     blocks: torch.Tensor  #: (out, in / block · block_bytes) uint8 on the CPU
@@ -100,8 +105,10 @@ class QuantisedBlocks:
 
 
 class PanelMemory:
-    """Memory for the panels of one model, side by side in large pages: a step reads all of them, and one address
-    translation per 4 KiB would take a tenth of its time."""
+    """Memory for the panels of one model, side by side in large pages.
+
+    A step reads all of them, and one address translation per 4 KiB would take a tenth of its time.
+    """
 
     _CHUNK = 64 << 20
     _PAGE = 2 << 20
@@ -149,7 +156,8 @@ def quantise(weight: torch.Tensor, format: str) -> QuantisedBlocks:
     where w* is the entry of largest magnitude, so that 16 values −8 d … 7 d are used; off by at most d / 2, 6 % of the
     largest, and d (13 %) where an entry of opposite sign is as large. The roundings are those of ggml's reference.
 
-    Raises ValueError for another format, an ``in`` that is no multiple of 32, or weights that are not finite.
+    Raises:
+        ValueError: Another format, an ``in`` that is no multiple of 32, or weights that are not finite.
     """
     if format not in ("Q8_0", "Q4_0"):
         raise ValueError(f"format={format!r} cannot be made here; only Q8_0 and Q4_0")

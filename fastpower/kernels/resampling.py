@@ -33,11 +33,12 @@ def resample(log_weights: Tensor, uniforms: Tensor, *, scheme: str = "systematic
         uniforms: float64 in [0, 1), (1,) or (R, 1) for ``systematic``, shaped like ``log_weights`` otherwise. The
             caller draws them, so that randomness stays keyed.
         scheme: ``systematic``, ``stratified``, ``multinomial`` or ``residual``.
+        backend: See ``fastpower.kernels.backends``.
 
     Raises:
-        TypeError: a wrong dtype.
-        ValueError: a wrong shape, device or scheme; on the host also NaN or +inf weights and uniforms outside [0, 1).
-        BackendUnavailable: the backend cannot run here.
+        TypeError: A wrong dtype.
+        ValueError: A wrong shape, device or scheme; on the host also NaN or +inf weights and uniforms outside [0, 1).
+        BackendUnavailable: The backend cannot run here.
     """
     arguments = (log_weights, uniforms, scheme, backend)
     return Ancestors(*(_resample_op(*arguments) if compiling() else _resample(*arguments)))

@@ -44,6 +44,12 @@ def sample_tokens(
 
     With p = softmax(logits[b]): draws of row b follow p(v)^alpha[b] / sum_w p(w)^alpha[b].
 
+    A row with NaN or +inf, a row without a finite entry, and a draw with nothing left after ``exclude`` raise nothing:
+    their ``status`` says so, the token is -1 and what cannot be computed is NaN. A row's results depend on that row
+    alone, bit for bit: not on B, its index, the strides, the number of threads or the other draws.
+
+    Values are checked on the host only (a device would have to be waited for).
+
     Args:
         logits: (B, V) float32, bfloat16 or float16, any row stride, last stride 1. -inf masks a token.
         alpha: (B,) float32, finite, > 0.
@@ -52,19 +58,13 @@ def sample_tokens(
         keys: (D,) int64, the bits of a 64-bit Philox key (``fastpower.random.derive``).
         positions: (D,) int64, the Philox counter; its low 32 bits count.
         exclude: (D,) int64, a token removed from that draw, -1 for none. The draw is exact however little is left.
-        backend: see ``fastpower.kernels.backends``.
-
-    A row with NaN or +inf, a row without a finite entry, and a draw with nothing left after ``exclude`` raise nothing:
-    their ``status`` says so, the token is -1 and what cannot be computed is NaN. A row's results depend on that row
-    alone, bit for bit: not on B, its index, the strides, the number of threads or the other draws.
-
-    Values are checked on the host only (a device would have to be waited for).
+        backend: See ``fastpower.kernels.backends``.
 
     Raises:
-        TypeError: a wrong dtype.
-        ValueError: a wrong shape or device, ``alpha`` or ``exponents`` not finite or <= 0, a row or excluded token out
+        TypeError: A wrong dtype.
+        ValueError: A wrong shape or device, ``alpha`` or ``exponents`` not finite or <= 0, a row or excluded token out
             of range.
-        BackendUnavailable: the backend cannot run here.
+        BackendUnavailable: The backend cannot run here.
     """
     arguments = (logits, alpha, exponents, rows, keys, positions, exclude, backend)
     return TokenSamples(*(_sample_tokens_op(*arguments) if compiling() else _sample_tokens(*arguments)))
@@ -73,13 +73,13 @@ def sample_tokens(
 def score_tokens(logits: Tensor, tokens: Tensor, exponents: Tensor, *, backend: str = "auto") -> TokenScores:
     """The statistics of ``sample_tokens`` for given tokens, reading the logits once and writing nothing of their size.
 
+    A token whose logit is -inf has logp -inf. Errors and ``status`` as in ``sample_tokens``.
+
     Args:
         logits: (B, V) as in ``sample_tokens``.
         tokens: (B,) int64 in [0, V).
         exponents: (E,) as in ``sample_tokens``.
-        backend: see ``fastpower.kernels.backends``.
-
-    A token whose logit is -inf has logp -inf. Errors and ``status`` as in ``sample_tokens``.
+        backend: See ``fastpower.kernels.backends``.
     """
     arguments = (logits, tokens, exponents, backend)
     return TokenScores(*(_score_tokens_op(*arguments) if compiling() else _score_tokens(*arguments)))

@@ -52,7 +52,8 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
 def load() -> ctypes.CDLL:
     """The library at ``PATH``, its functions typed.
 
-    Raises OSError, with the remedy, if it is not there, cannot be loaded, or belongs to another version.
+    Raises:
+        OSError: It is not there, cannot be loaded, or belongs to another version; the remedy is in the message.
     """
     return _load(PATH)
 
@@ -74,9 +75,17 @@ def _load(path: Path) -> ctypes.CDLL:
 
 
 def call(name: str, device: torch.device, *arguments: Any) -> None:
-    """Run a launcher on the current stream of ``device``; tensors among the arguments are passed by address, None as
-    null. Raises RuntimeError with CUDA's own words if the launch fails (kernel faults show at the next synchronisation,
-    as always)."""
+    """Run a launcher on the current stream of ``device``.
+
+    Args:
+        name: The launcher.
+        device: A CUDA device.
+        *arguments: Numbers and tensors; tensors are passed by address, None as null.
+
+    Raises:
+        RuntimeError: The launch failed, with CUDA's own words (kernel faults show at the next synchronisation, as
+            always).
+    """
     values = [value.data_ptr() if isinstance(value, torch.Tensor) else value for value in arguments]
     library = load()
     error = getattr(library, name)(*values, device.index or 0, stream(device))

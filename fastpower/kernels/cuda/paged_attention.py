@@ -26,8 +26,11 @@ def paged_attention(
     shared: tuple[Tensor, Tensor] | None = None,
     ancestors: Tensor | None = None,
 ) -> Tensor:
-    """The façade's docstring is the contract. Made for decoding: prefill runs a query at a time, and ``shared`` is not
-    used. A page outside the cache makes the rows that need it NaN. Trees (``ancestors``) go to Triton."""
+    """The façade's docstring is the contract. Made for decoding: prefill runs a query at a time.
+
+    ``shared`` is not used. A page outside the cache makes the rows that need it NaN. Trees (``ancestors``) go to
+    Triton.
+    """
     if ancestors is not None:
         options = {"scale": scale, "window": window, "softcap": softcap, "shared": shared, "ancestors": ancestors}
         run = resolve("paged_attention", "triton", query.device)

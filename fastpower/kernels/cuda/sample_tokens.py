@@ -17,8 +17,10 @@ def sample_tokens(
     positions: Tensor,
     exclude: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(token, logp, logz, entropy, status): the contract is the façade's docstring. No host synchronisation. A row
-    index outside the batch draws token -1; an excluded token outside the vocabulary excludes nothing."""
+    """(token, logp, logz, entropy, status): the contract is the façade's docstring. No host synchronisation.
+
+    A row index outside the batch draws token -1; an excluded token outside the vocabulary excludes nothing.
+    """
     batch, count = logits.shape[0], exponents.shape[0]
     token = rows.new_empty(rows.shape)
     logp = alpha.new_empty(rows.shape)

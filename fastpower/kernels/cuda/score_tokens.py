@@ -10,8 +10,10 @@ from fastpower.kernels.cuda.sample_tokens import logits_arguments, scratch
 
 
 def score_tokens(logits: Tensor, tokens: Tensor, exponents: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(logp, logz, entropy, status): the contract is the façade's docstring. A token outside the vocabulary has logp
-    NaN."""
+    """(logp, logz, entropy, status): the contract is the façade's docstring.
+
+    A token outside the vocabulary has logp NaN.
+    """
     batch, count = logits.shape[0], exponents.shape[0]
     logp = exponents.new_empty(batch)
     logz = exponents.new_empty(batch, count)

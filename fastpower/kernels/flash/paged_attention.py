@@ -52,8 +52,9 @@ def paged_attention(
     shared: tuple[Tensor, Tensor] | None = None,
     ancestors: Tensor | None = None,
 ) -> Tensor:
-    """The façade's docstring is the contract, but every sequence must own at least one query, or a decode batch could
-    not be told from its shape. ``shared`` is not used.
+    """The façade's docstring is the contract, but every sequence must own at least one query.
+
+    A decode batch could not be told from its shape otherwise. ``shared`` is not used.
 
     One split of the keys (``num_splits=1``): flash-attn's own choice depends on the batch and would change a row's bits
     with it. Few sequences with long contexts therefore leave much of a GPU idle; Triton splits those in a fixed way.
