@@ -22,6 +22,7 @@ examples:
   fastpower eval --task math_mini --methods plain,low_temperature,mh --out runs/mini
   fastpower eval --task math500 --data math500.json --n 20 --methods "plain,mh(moves=4)" --out runs/math
   fastpower eval --task reasoning_gym:chain_sum --task-options min_terms=2,max_terms=2 --out runs/sums
+  fastpower eval --check --task gsm8k --data gsm8k.jsonl --methods mh     what it would take here, before it is begun
   fastpower eval --report runs/math                       the table again, and runs/math/report.html
 
 The same command on the same --out goes on where it stopped; with a larger --n or --chains or further --methods it
@@ -40,6 +41,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--report", metavar="RUN", help="only show a run folder: table and RUN/report.html")
     parser.add_argument("--out", metavar="RUN", help="run folder; created, or resumed if it holds the same settings")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="draw nothing: check data, grader, memory and context, and foretell the time",
+    )
     group = parser.add_argument_group("task")
     group.add_argument("--task", help="see the end of this help")
     group.add_argument("--data", metavar="PATH", help="the task's problems: .json, .jsonl, .csv, .parquet (.gz)")
@@ -78,10 +84,12 @@ def run(args: argparse.Namespace) -> int:
 
     if args.report is not None:
         return show(args.report, as_json=args.json, skip_bad_lines=args.skip_bad_lines)
-    for name in ("task", "out"):
+    for name in ("task",) if args.check else ("task", "out"):
         if getattr(args, name) is None:
             raise ValueError(f"--{name} is needed (or --report RUN to look at a finished run)")
     evaluation = evaluation_from(args)
+    if args.check:
+        return check(evaluation, args)
     say = Talker(args.quiet)
     together = args.engine == "ray"  # its workers load the model in every call
     evaluate(
@@ -94,6 +102,38 @@ def run(args: argparse.Namespace) -> int:
         skip_bad_lines=args.skip_bad_lines,
     )
     return show(args.out, as_json=args.json)
+
+
+def check(evaluation: Evaluation, args: argparse.Namespace) -> int:
+    """Everything that can fail after hours, now: the grader, the run folder, memory, context; and how long it takes."""
+    from fastpower.commands.forecast import forecast
+    from fastpower.evaluate.runs import check_writable
+
+    evaluation.task.check()
+    if args.out is not None:
+        check_writable(args.out)
+    found = forecast(evaluation, load_from(args), max_rows=args.max_rows)
+    if args.json:
+        print(json_line(asdict(found)))
+        return 0
+    print(
+        f"{evaluation.task.name}: {found.problems} problems, prompts of up to {found.prompt} tokens; the grader works"
+    )
+    print(
+        f"the model is loaded; {found.room} tokens of K/V are free, room for {found.rows} answers of full length at "
+        f"once; {found.tokens_per_second:.0f} tokens/s with as many rows"
+    )
+    for method in found.methods:
+        if method.tokens is None or method.hours is None:
+            print(f"  {method.method}: {method.answers} answers, of a cost that depends on the model")
+        else:
+            print(f"  {method.method}: {method.answers} answers × {method.tokens} tokens, {_duration(method.hours)}")
+    print(f"all of these: {_duration(found.hours)} if every answer fills the horizon; answers that end make it less")
+    return 0
+
+
+def _duration(hours: float) -> str:
+    return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
 
 
 def evaluation_from(args: argparse.Namespace) -> Evaluation:

@@ -137,3 +137,19 @@ def test_help_does_not_import_torch() -> None:
     environment: dict[str, Any] = {**os.environ, "PYTHONPATH": os.getcwd()}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
     assert done.stdout.strip() == "False"
+
+
+def test_check_foretells_and_draws_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["--task", "toy", "--methods", "plain,mh(moves=2),apps", "--chains", "2", "--out", str(tmp_path / "run")]
+    assert _eval("--check", *args) == 0
+    text = capsys.readouterr().out
+    assert "toy: 5 problems" in text and "plain: 10 answers" in text and "depends on the model" in text
+    assert not (tmp_path / "run/records.jsonl").exists() and not (tmp_path / "run/config.json").exists()
+    assert _eval("--check", "--json", *args[:4]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["tokens_per_second"] > 0 and found["methods"][2]["tokens"] is None
+
+
+def test_check_fails_where_the_run_would(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _eval("--check", "--task", "toi") == 2
+    assert "did you mean 'toy'" in capsys.readouterr().err
