@@ -22,7 +22,7 @@ def pack_linear(
 
     Args:
         weight: (out, in), float32 or bfloat16 on the CPU, or quantised.
-        bias: (out,), of a dtype that ``weight`` may have.
+        bias: (out,), float32, bfloat16 or float16, on the CPU.
         memory: Where the panels of quantised weights are put, beside those of the model's other weights.
 
     Raises:

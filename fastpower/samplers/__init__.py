@@ -57,18 +57,28 @@ METHODS: dict[str, Any] = {
 
 
 def make_sampler(method: str, *, alpha: float = 4.0, max_new_tokens: int = 512, **settings: Any) -> Sampler:
-    """A sampler by name. Settings a method does not have are an error; those that are None keep their defaults.
+    """A sampler by name.
 
     Where the method works in blocks and none is given, the block is a sixteenth of the horizon, as in the papers
-    (192 of 3072). Raises ValueError with the nearest names.
+    (192 of 3072).
 
-    >>> sampler = make_sampler("mh", alpha=4, max_new_tokens=512, moves=6)
-    >>> sampler.target.alpha, sampler.block, sampler.moves
-    (4, 32, 6)
-    >>> make_sampler("mh", movs=6)
-    Traceback (most recent call last):
-    ...
-    ValueError: method 'mh' has no setting 'movs' (did you mean 'moves'?); it has: ...
+    Args:
+        method: A name in ``SAMPLERS``.
+        alpha: Exponent.
+        max_new_tokens: Horizon.
+        **settings: The method's own; None keeps the default.
+
+    Raises:
+        ValueError: A method, or a setting of it, that there is not (nearest names suggested), or a wrong value.
+
+    Examples:
+        >>> sampler = make_sampler("mh", alpha=4, max_new_tokens=512, moves=6)
+        >>> sampler.target.alpha, sampler.block, sampler.moves
+        (4, 32, 6)
+        >>> make_sampler("mh", movs=6)
+        Traceback (most recent call last):
+        ...
+        ValueError: method 'mh' has no setting 'movs' (did you mean 'moves'?); it has: ...
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}{_nearest(method, METHODS)}; known: {', '.join(METHODS)}")

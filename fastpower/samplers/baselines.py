@@ -74,8 +74,11 @@ class Watched:
 class BestOfN:
     """The draw of highest log p among several. No power distribution: marked inexact.
 
-    n: draws. budget: if given, draws go on until this many tokens are decoded instead (compute-matched best-of-N;
-    the last draw may exceed it). temperature_exponent: draws are from p^e token by token; 1 is the model itself.
+    Attributes:
+        n: Draws.
+        budget: If given, draws go on until this many tokens are decoded instead (compute-matched best-of-N; the last
+            draw may exceed it).
+        temperature_exponent: Draws are from p^e token by token; 1 is the model itself.
     """
 
     target: PowerTarget = field(default_factory=PowerTarget)

@@ -26,8 +26,10 @@ class CutLaw:
 
     @property
     def irreducible(self) -> bool:
-        """Whether moves can lead from any answer to any other; a law of which that is not known says False, and results
-        are not marked exact."""
+        """Whether moves can lead from any answer to any other.
+
+        A law of which that is not known says False, and results are not marked exact.
+        """
         return True
 
     def probabilities(self, entropy: Array, horizon: int) -> Array:
@@ -35,8 +37,10 @@ class CutLaw:
         raise TypeError(f"{type(self).__name__} must define probabilities(entropy, horizon)")
 
     def bound(self, entropy: Array, cut: int, horizon: int) -> Bound:
-        """Early rejection: called with the entropy of each further position of a growing answer that starts with
-        ``entropy``, returns an upper bound of log λ(cut | finished answer)."""
+        """What rejects early: an upper bound of log λ(cut | finished answer), from what has grown of it.
+
+        The answer starts with ``entropy``; the result is called with the entropy of each further position.
+        """
         return lambda _: 0.0
 
     def log_probability(self, entropy: Array, cut: int, horizon: int) -> float:

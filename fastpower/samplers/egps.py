@@ -19,8 +19,12 @@ from fastpower.samplers.multiple_try import MultipleTry
 
 @dataclass(frozen=True)
 class EntropyGuided(MultipleTry):
-    """threshold: entropy in nats from which a position is a decision point. block_threshold: a warm-up block whose
-    mean entropy is below gets no moves. moves: N per stage; refinement is cheaper per nat than MH's, so N is smaller.
+    """Entropy-guided power sampling (Guo et al., arXiv 2606.09926).
+
+    Attributes:
+        threshold: Entropy in nats from which a position is a decision point.
+        block_threshold: A warm-up block whose mean entropy is below gets no moves.
+        moves: N per stage; refinement is cheaper per nat than MH's, so N is smaller.
     """
 
     moves: int = 4

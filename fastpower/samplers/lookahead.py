@@ -1,5 +1,6 @@
-"""Looking ahead with rollouts: Scalable Power Sampling (SPS; Ji et al., arXiv 2601.21590) and the auxiliary particle
-variant (APPS; Nguyen et al., arXiv 2605.02427).
+"""Looking ahead with rollouts: Scalable Power Sampling (SPS) and the auxiliary particle variant (APPS).
+
+SPS is Ji et al., arXiv 2601.21590; APPS is Nguyen et al., arXiv 2605.02427.
 
 The future value of an unfinished answer h is ζ(h) = Σ over continuations of p(continuation | h)^α. M rollouts r of H
 tokens from q estimate it without bias up to the cut at H tokens: ζ̂ = mean_r exp(Σ logz), because
@@ -27,9 +28,15 @@ from fastpower.target import PowerTarget
 
 @dataclass(frozen=True)
 class Lookahead:
-    """SPS, block by block; approximate. candidates: L blocks drawn from q; keep: the K of highest log p among them are
-    scored; rollouts: M per candidate; lookahead: H tokens each. jackknife: remove the first-order bias of normalising
-    noisy scores."""
+    """SPS, block by block; approximate.
+
+    Attributes:
+        candidates: L blocks drawn from q.
+        keep: The K of highest log p among them are scored.
+        rollouts: M per candidate.
+        lookahead: H tokens of each rollout.
+        jackknife: Remove the first-order bias of normalising noisy scores.
+    """
 
     target: PowerTarget = field(default_factory=PowerTarget)
     block: int = 192
@@ -71,8 +78,15 @@ class Lookahead:
 class AuxiliaryParticles:
     """APPS: particles over blocks, resampled with weight · ζ̂ from short rollouts, the twist divided back out.
 
-    particles, threshold, block, scheme: as in PowerSMC. rollouts: M per particle; lookahead: H tokens each. Marked
-    approximate, as every finite population is that no exact kernel is built on; its Ẑ is unbiased.
+    Marked approximate, as every finite population is that no exact kernel is built on; its Ẑ is unbiased.
+
+    Attributes:
+        particles: As in ``PowerSMC``.
+        threshold: As in ``PowerSMC``.
+        block: As in ``PowerSMC``.
+        scheme: As in ``PowerSMC``.
+        rollouts: M per particle.
+        lookahead: H tokens of each rollout.
     """
 
     target: PowerTarget = field(default_factory=PowerTarget)

@@ -32,7 +32,8 @@ class Method:
     def sampler(self, alpha: float, max_new_tokens: int, shared: Mapping[str, Any] | None = None) -> Sampler:
         """The sampler. ``shared`` settings apply where the method has them and does not set them itself.
 
-        Raises ValueError for an unknown method, setting or value.
+        Raises:
+            ValueError: An unknown method, setting or value.
         """
         from fastpower.samplers import METHODS, make_sampler
 
@@ -47,10 +48,12 @@ class Method:
 def parse_methods(specs: str | Sequence[str | Mapping[str, Any]]) -> list[Method]:
     """``"plain,mh(moves=4)"``, a list of such texts, or mappings ``{"name": "mh", "moves": 4}`` (as in YAML).
 
-    Raises ValueError for text that is not of this form and for a method given twice.
+    Raises:
+        ValueError: Text that is not of this form, and a method given twice.
 
-    >>> [method.label for method in parse_methods("plain, mh(moves=4, block=32)")]
-    ['plain', 'mh(block=32,moves=4)']
+    Examples:
+        >>> [method.label for method in parse_methods("plain, mh(moves=4, block=32)")]
+        ['plain', 'mh(block=32,moves=4)']
     """
     methods: list[Method] = []
     for spec in [specs] if isinstance(specs, str) else specs:

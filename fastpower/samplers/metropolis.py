@@ -1,5 +1,7 @@
-"""Metropolis–Hastings on whole answers (Karan & Du, *Reasoning with Sampling*, arXiv 2510.14901), exact for answers of
-variable length. The move itself is in ``move.py``, the stages in ``staged.py``.
+"""Metropolis–Hastings on whole answers, exact for answers of variable length.
+
+From Karan & Du, *Reasoning with Sampling*, arXiv 2510.14901. The move itself is in ``move.py``, the stages in
+``staged.py``.
 
 Three things save work without changing a single token of a chain, because every random number is keyed by what it is
 for: *skip* – decoding starts at the first difference between proposal and current answer; *early_rejection* – U is
@@ -30,10 +32,14 @@ _MOST_AHEAD = 8
 class MetropolisHastings(Staged):
     """Exact Metropolis–Hastings for p^α.
 
-    maximise: accept y iff log p(y) > log p(x) instead (the α → ∞ variant, "max swap"; its outcome is marked inexact).
-    early_rejection: lossless acceleration. prefetch: moves under way at a time, 1 = none ahead; "auto" decodes ahead
-    in rows that would otherwise be idle. Lossless, too.
-    window: tokens of a move that keeps the tail (``window.py``), 0 = no such moves; window_share: their share, < 1.
+    Attributes:
+        maximise: Accept y iff log p(y) > log p(x) instead (the α → ∞ variant, "max swap"; its outcome is marked
+            inexact).
+        early_rejection: Lossless acceleration.
+        prefetch: Moves under way at a time, 1 = none ahead; "auto" decodes ahead in rows that would otherwise be idle.
+            Lossless, too.
+        window: Tokens of a move that keeps the tail (``window.py``), 0 = no such moves.
+        window_share: Share of those moves, < 1.
     """
 
     early_rejection: bool = True
@@ -104,8 +110,10 @@ class MetropolisHastings(Staged):
 
 @dataclass(frozen=True)
 class EntropyCut(MetropolisHastings):
-    """Entropy-Cut Metropolis–Hastings (Zhou, Mehrotra, Liu, arXiv 2605.30327): cuts where the entropy jumps up, with
-    the ratio of cut laws that keeps it exact."""
+    """Entropy-Cut Metropolis–Hastings (Zhou, Mehrotra, Liu, arXiv 2605.30327).
+
+    Cuts where the entropy jumps up, with the ratio of cut laws that keeps it exact.
+    """
 
     cut: CutLaw = field(default_factory=EntropyJumpCut)
     method: ClassVar[str] = "ec_mh"

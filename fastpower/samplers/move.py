@@ -44,7 +44,12 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class MoveKernel:
-    """The move at one horizon and exponent. exponents: those recorded with every token; column: alpha among them."""
+    """The move at one horizon and exponent.
+
+    Attributes:
+        exponents: Those recorded with every token.
+        column: Alpha among them.
+    """
 
     alpha: float
     horizon: int
@@ -133,7 +138,8 @@ def book(chain: Chain, plan: Redraw) -> None:
 class FallingSum:
     """A watch: gives up when a sum of terms ≤ 0, plus an upper bound that only falls, drops below ``limit``.
 
-    cancels: the first position's term is the same on both sides and does not count.
+    Attributes:
+        cancels: The first position's term is the same on both sides and does not count.
     """
 
     def __init__(

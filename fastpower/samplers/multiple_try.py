@@ -31,8 +31,12 @@ from fastpower.samplers.staged import Refine, Staged, event
 
 @dataclass(frozen=True)
 class MultipleTry(Staged):
-    """Exact multiple-try Metropolis for p^α. tries: K suffixes per move, decoded together. early_rejection: drop a move
-    that cannot be accepted any more (lossless)."""
+    """Exact multiple-try Metropolis for p^α.
+
+    Attributes:
+        tries: K suffixes per move, decoded together.
+        early_rejection: Drop a move that cannot be accepted any more (lossless).
+    """
 
     tries: int = 4
     early_rejection: bool = True

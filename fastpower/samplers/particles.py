@@ -113,7 +113,15 @@ def advance(
 ) -> Generator[Any, Any, None]:
     """Grow every unfinished particle to position ``end`` and bring the weights up to date, look-ahead included.
 
-    fixed: particle 0 follows this answer (conditional SMC). peek: look one position ahead (costs one forward a block).
+    Args:
+        chain: What runs.
+        particles: The population; changed.
+        target: Whose exponents the weights follow.
+        end: Position.
+        exponents: Those of the statistics.
+        *labels: Of the stream.
+        fixed: Particle 0 follows this answer (conditional SMC).
+        peek: Look one position ahead (costs one forward a block).
     """
     start, alpha = particles.position, target.exponent(particles.position)
     column = exponents.index(alpha)

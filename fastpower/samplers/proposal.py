@@ -56,8 +56,17 @@ def redraw(
 ) -> Redraw:
     """Prepare the redraw of x from ``cut`` up to ``horizon``, with the stream ``key``.
 
-    ``skip=False`` makes the same coupled draw with a forward at every position: same tokens, all the work.
-    ``watch`` sees the positions from the first difference on.
+    Args:
+        chain: What runs.
+        x: The answer now.
+        cut: First position drawn again.
+        horizon: Most tokens of the answer.
+        key: Of the stream.
+        alpha: Exponent of the proposal.
+        exponents: Those of the statistics.
+        column: Of alpha among them.
+        skip: False makes the same coupled draw with a forward at every position: same tokens, all the work.
+        watch: Sees the positions from the first difference on.
     """
     start = chain.prompt_length
     difference = first_difference(log_q(x, alpha, column), cut, key, start + cut)

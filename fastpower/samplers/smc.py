@@ -32,9 +32,15 @@ from fastpower.target import PowerTarget, linear_ramp
 
 @dataclass(frozen=True)
 class PowerSMC:
-    """particles: N. threshold: resample when ESS < threshold · N, κ in (0, 1]. block: tokens between checks.
-    ramp: tokens over which the exponent rises from 1 to alpha (0: none; ignored if the target has a schedule).
-    scheme: systematic, stratified, residual or multinomial. islands: independent runs combined by their Ẑ.
+    """Power-SMC: particles that grow block by block and are resampled by their weights (arXiv 2602.10273).
+
+    Attributes:
+        particles: N.
+        threshold: Resample when ESS < threshold · N, κ in (0, 1].
+        block: Tokens between checks.
+        ramp: Tokens over which the exponent rises from 1 to alpha (0: none; ignored if the target has a schedule).
+        scheme: systematic, stratified, residual or multinomial.
+        islands: Independent runs combined by their Ẑ.
     """
 
     target: PowerTarget = field(default_factory=PowerTarget)
@@ -122,7 +128,12 @@ class PowerSMC:
 class ParticleMH:
     """Particle-independent Metropolis–Hastings: propose a whole new SMC run, accept with min(1, Ẑ' / Ẑ).
 
-    smc: the run (its target is the target). moves: proposals after the first run. Exact for every N.
+    Exact for every N.
+
+    Attributes:
+        target: What is sampled; the runs have it as theirs.
+        moves: Proposals after the first run.
+        particles: As in ``PowerSMC``, as are the others.
     """
 
     target: PowerTarget = field(default_factory=PowerTarget)
@@ -175,8 +186,10 @@ class ParticleMH:
 class ConditionalSMC:
     """Conditional SMC: each move reruns the population around the current answer and draws a new one from it.
 
-    particles: N ≥ 2, the retained answer included; resampling is multinomial. The first answer is drawn from q. Exact
-    (p^α-invariant) for every N.
+    The first answer is drawn from q. Exact (p^α-invariant) for every N.
+
+    Attributes:
+        particles: N ≥ 2, the retained answer included; resampling is multinomial.
     """
 
     target: PowerTarget = field(default_factory=PowerTarget)

@@ -22,8 +22,15 @@ Refine = Generator[Any, Any, Record]
 
 @dataclass(frozen=True)
 class Staged:
-    """target: what is sampled. block: tokens B by which the horizon grows. moves: N per stage. cut: the cut law.
-    skip: decode a proposal from its first difference on only (lossless)."""
+    """What Markov-chain samplers share that warm up stage by stage.
+
+    Attributes:
+        target: What is sampled.
+        block: Tokens B by which the horizon grows.
+        moves: N per stage.
+        cut: The cut law.
+        skip: Decode a proposal from its first difference on only (lossless).
+    """
 
     target: PowerTarget = field(default_factory=PowerTarget)
     block: int = 192

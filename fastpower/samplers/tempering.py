@@ -1,7 +1,7 @@
-"""Parallel power tempering (Theodoropoulos et al., *Explore Broadly, Reason Sharply*): exact chains at rising
-exponents that exchange answers.
+"""Parallel power tempering: exact chains at rising exponents that exchange answers.
 
-Rung k samples p^{α_k} by Metropolis–Hastings at its own temperature; neighbours swap with log-probability
+From Theodoropoulos et al., *Explore Broadly, Reason Sharply*. Rung k samples p^{α_k} by Metropolis–Hastings at its own
+temperature; neighbours swap with log-probability
 (α_{k+1} − α_k)(log p(x^k) − log p(x^{k+1})). Swapping moves pointers only, but every token needs logz at every rung's
 exponent. The answer is the last rung's; a ladder of one rung is Metropolis–Hastings.
 """
@@ -28,8 +28,15 @@ from fastpower.target import PowerTarget
 
 @dataclass(frozen=True)
 class ParallelTempering:
-    """ladder: increasing exponents, the last one being the target's alpha; () takes 1, 2, … doubling up to alpha.
-    block, moves, cut, skip, early_rejection: as in MetropolisHastings; one sweep is a move of every rung and a swap.
+    """Chains at several exponents that swap answers; the last one's are the sampler's.
+
+    Attributes:
+        ladder: Increasing exponents, the last one being the target's alpha; () takes 1, 2, … doubling up to alpha.
+        block: As in ``MetropolisHastings``.
+        moves: As in ``MetropolisHastings``; one sweep is a move of every rung and a swap.
+        cut: As in ``MetropolisHastings``.
+        skip: As in ``MetropolisHastings``.
+        early_rejection: As in ``MetropolisHastings``.
     """
 
     target: PowerTarget = field(default_factory=PowerTarget)
