@@ -48,11 +48,13 @@ class _Surplus:
 class StepAhead:
     """Runs steps of one decoder ahead.
 
-    plain       appends and draws, all or nothing (``Decoder.forward``)
-    launch      starts a step in which every row has one token and one draw; raises CacheFull, nothing changed
-    lengths     tokens that sequences hold, surplus ones included
-    cut         keep the first tokens of a sequence
-    max_length  of the context
+    Args:
+        plain: Appends and draws, all or nothing (``Decoder.forward``).
+        launch: Starts a step in which every row has one token and one draw; raises CacheFull, nothing changed.
+        lengths: Tokens that sequences hold, surplus ones included.
+        cut: Keeps the first tokens of a sequence.
+        max_length: Of the context.
+        eos_ids: Tokens that end an answer.
     """
 
     def __init__(

@@ -82,14 +82,21 @@ class Decoder(Protocol):
     def forward(self, work: Sequence[Work], draws: Draws) -> TokenDraws:
         """Append every row's tokens (prefill chunks and decode steps mixed) and draw from each row's last position.
 
-        Raises CacheFull (nothing changed), UnknownSequence, ValueError (empty tokens, sequence twice in one batch).
+        Raises:
+            CacheFull: No room; nothing has changed.
+            UnknownSequence: A handle that is not live.
+            ValueError: Empty tokens, a sequence twice in one batch.
         """
 
     def score(self, work: Sequence[Work], exponents: NDArray[np.float32]) -> list[TokenScores]:
         """Append every row's tokens and return their statistics, every row of logits used, none kept.
 
         tokens[1:] are scored given everything before them; to score a continuation of a sequence, truncate it by one
-        and start ``tokens`` with its last token. Raises like ``forward``, and InvalidLogits for NaN or masked rows.
+        and start ``tokens`` with its last token.
+
+        Raises:
+            CacheFull: As ``forward``, and so are its other errors.
+            InvalidLogits: A row that is NaN or masked.
         """
 
     def encode(self, text: str) -> list[int]:
@@ -111,14 +118,19 @@ class VerifyingDecoder(Decoder, Protocol):
 
         The B = Σ rows rows of ``draws`` and of the result are those of work[0] in order of position, then of work[1], …
         A row has the bits that it would have if its tokens were fed one at a time, where ``batch_invariant``.
-        Raises like ``forward``, and ValueError for ``rows`` outside [1, tokens of the row].
+
+        Raises:
+            CacheFull: As ``forward``, and so are its other errors.
+            ValueError: ``rows`` outside [1, tokens of the row].
         """
 
 
 @runtime_checkable
 class PrefixDecoder(Decoder, Protocol):
-    """A decoder that finds what finished sequences held again by its tokens. Optional; used if ``batch_invariant``,
-    because only then a remembered prefix has the bits that it would be computed with."""
+    """A decoder that finds what finished sequences held again by its tokens. Optional.
+
+    Used if ``batch_invariant``, because only then a remembered prefix has the bits that it would be computed with.
+    """
 
     def remember(self, sequence: int, tokens: Sequence[int]) -> None:
         """Keep what ``sequence`` holds of ``tokens``, the first tokens it was fed, until the memory is needed."""
@@ -128,7 +140,11 @@ class PrefixDecoder(Decoder, Protocol):
 
 
 def check_rows(work: Sequence[Work], rows: Sequence[int]) -> None:
-    """Raise ValueError unless ``rows`` counts some of the last tokens of every row of ``work``."""
+    """Refuse ``rows`` that do not count some of the last tokens of every row of ``work``.
+
+    Raises:
+        ValueError: They do not.
+    """
     if len(rows) != len(work):
         raise ValueError(
             f"rows must count the drawn positions of every row of work: {len(work)} rows, {len(rows)} counts"

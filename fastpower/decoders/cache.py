@@ -62,8 +62,12 @@ class PagedCache:
 
     Sequences are int64 handles that are never given out twice. A page is written only by its sole owner: a sequence
     that appends into a partly filled page held by others first gets its own copy of that page. Every method does all
-    of its work or raises with nothing changed. Raises ``UnknownSequence`` for a handle that is not live, ``ValueError``
-    for a sequence that is a row of an open plan, and ``TypeError`` for a number that is not whole.
+    of its work or raises with nothing changed.
+
+    Raises:
+        UnknownSequence: By every method, for a handle that is not live.
+        ValueError: By every method, for a sequence that is a row of an open plan.
+        TypeError: By every method, for a number that is not whole.
     """
 
     def __init__(
@@ -160,8 +164,12 @@ class PagedCache:
 
         The caller writes K/V of all layers to ``plan.slots`` and then calls ``commit`` (lengths grow) or ``rollback``
         (everything as before, even if some slots were written). Until then these sequences cannot be forked, truncated
-        or freed. Several plans over different sequences may be open. Raises CacheFull, ValueError for a sequence named
-        twice, PromptTooLong for one that would have more than ``max_length`` tokens.
+        or freed. Several plans over different sequences may be open.
+
+        Raises:
+            CacheFull: Not enough pages.
+            ValueError: A sequence named twice.
+            PromptTooLong: A sequence that would have more than ``max_length`` tokens.
         """
         sequences, n_new = integers("sequences", sequences), integers("n_new", n_new)
         limit = _NO_LIMIT if max_length is None else max_length
@@ -178,11 +186,19 @@ class PagedCache:
         return Plan(identity, sequences, n_new, slots, positions, copies, lengths, page_table, shared)
 
     def commit(self, plan: Plan) -> None:
-        """The slots of ``plan`` hold their tokens now. Raises ValueError if the plan is not open."""
+        """The slots of ``plan`` hold their tokens now.
+
+        Raises:
+            ValueError: The plan is not open.
+        """
         self._books.commit(plan.id)
 
     def rollback(self, plan: Plan) -> None:
-        """Forget ``plan``: pages, lengths and contents as before. Raises ValueError if the plan is not open."""
+        """Forget ``plan``: pages, lengths and contents as before.
+
+        Raises:
+            ValueError: The plan is not open.
+        """
         self._books.rollback(plan.id)
 
     def pages_needed(self, sequences: Handles, n_new: Handles) -> int:
@@ -195,14 +211,21 @@ class PagedCache:
         """Keep the full pages of ``tokens``, the first tokens that ``sequence`` holds, for sequences to come.
 
         They stay when the sequence is freed, until ``reserve`` needs their pages (least recently used first). What is
-        remembered already is not kept twice. Raises ValueError if there are more tokens than the sequence holds, or if
-        its pages were remembered with other tokens.
+        remembered already is not kept twice.
+
+        Raises:
+            ValueError: More tokens than the sequence holds, or pages of it that were remembered with other tokens.
         """
         self._books.remember(index(sequence), integers("tokens", tokens))
 
     def match(self, tokens: Handles) -> tuple[int, int]:
-        """(sequence, length): a new sequence that begins with the longest remembered prefix of ``tokens``, in whole
-        pages; empty and 0 if there is none. To have logits, feed at least one more token: match ``tokens[:-1]``."""
+        """A new sequence that begins with the longest remembered prefix of ``tokens``, in whole pages.
+
+        To have logits, feed at least one more token: match ``tokens[:-1]``.
+
+        Returns:
+            (sequence, length); empty and 0 if there is none.
+        """
         sequence, length = self._books.match(integers("tokens", tokens))
         return int(sequence), int(length)
 
@@ -251,5 +274,9 @@ class PagedCache:
         return stats
 
     def check(self) -> None:
-        """Recounts every reference from scratch and compares; raises RuntimeError naming what does not fit."""
+        """Recount every reference from scratch and compare.
+
+        Raises:
+            RuntimeError: Something does not fit; it is named.
+        """
         self._books.check()

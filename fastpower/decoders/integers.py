@@ -13,11 +13,11 @@ def integers(name: str, values: Sequence[int] | NDArray[Any]) -> NDArray[np.int6
     """``values`` as int64, none of them changed.
 
     Args:
-        name: of the argument, for the message.
-        values: whole numbers, any shape.
+        name: Of the argument, for the message.
+        values: Whole numbers, any shape.
 
     Raises:
-        TypeError: something in it is no whole number (a float is none, whatever its value), or exceeds 64 bits.
+        TypeError: Something in it is no whole number (a float is none, whatever its value), or exceeds 64 bits.
     """
     array = np.asarray(values)
     if array.dtype == np.int64 or array.size == 0:

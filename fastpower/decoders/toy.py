@@ -58,8 +58,14 @@ class _Node:
 class ToyDecoder:
     """A ``Decoder`` over ``logits(prefix) -> (vocab_size,)``; −inf entries are tokens of probability zero.
 
-    cache_tokens: tokens all sequences may hold together (None: no limit). Sharing is not modelled: a fork counts in
-    full, which makes the toy stricter than a paged cache and memory pressure easy to provoke in tests.
+    Args:
+        logits: The language model: any function of a prefix.
+        vocab_size: Entries of its rows.
+        eos_ids: Tokens that end an answer.
+        max_length: Of the context.
+        cache_tokens: Tokens all sequences may hold together (None: no limit). Sharing is not modelled: a fork counts in
+            full, which makes the toy stricter than a paged cache and memory pressure easy to provoke in tests.
+        backend: Of the kernels, see ``fastpower.kernels.backends``.
     """
 
     batch_invariant = True
@@ -247,9 +253,15 @@ def random_logits(
 ) -> Logits:
     """A random language model whose every conditional depends on the whole prefix.
 
-    scale: spread of the logits. eos_bias: added to the EOS logit. deterministic: answer positions where one token
-    takes all but about 1e-6 of the mass. forbidden: position → token of probability zero there. modes: extra
-    agreement of later tokens with the first one, which makes two (or more) separated modes.
+    Args:
+        vocab_size: Tokens.
+        seed: Equal seeds make equal models.
+        scale: Spread of the logits.
+        eos: The token that ends an answer; None: there is none.
+        eos_bias: Added to the EOS logit.
+        deterministic: Answer positions where one token takes all but about 1e-6 of the mass.
+        forbidden: Position → token of probability zero there.
+        modes: Extra agreement of later tokens with the first one, which makes two (or more) separated modes.
     """
     forbidden = forbidden or {}
 

@@ -15,8 +15,11 @@ from fastpower.scheduler.residence import Residence
 class Batch:
     """One forward over ``lanes``, each with a sequence; row i is lane i.
 
-    prefill_tokens: tokens beyond one per row that may be fed; a lane with more left feeds a chunk and draws nothing.
     Work here is proportional to the rows and the tokens fed, never to what the sequences hold.
+
+    Args:
+        prefill_tokens: Tokens beyond one per row that may be fed; a lane with more left feeds a chunk and draws
+            nothing.
     """
 
     __slots__ = (
@@ -34,7 +37,11 @@ class Batch:
     )
 
     def __init__(self, lanes: Sequence[Lane], residence: Residence, prefill_tokens: int) -> None:
-        """Lanes without a sequence get one. Raises CacheFull; lanes that have got theirs keep it."""
+        """Lanes without a sequence get one; lanes that have got theirs keep it whatever is raised.
+
+        Raises:
+            CacheFull: No room.
+        """
         self.lanes = lanes
         self.work: list[Work] = []
         self.firsts: list[int] = []  #: per row: index of its first draw
@@ -92,7 +99,11 @@ class Batch:
         self.tokens: int = len(lanes) + prefill_tokens - budget + guessed  #: fed by all rows
 
     def forward(self, decoder: Decoder, exponents: NDArray[np.float32]) -> TokenDraws:
-        """Run it. The arrays of the result are lists: single elements are read from here on. Raises CacheFull."""
+        """Run it. The arrays of the result are lists: single elements are read from here on.
+
+        Raises:
+            CacheFull: No room.
+        """
         draws = Draws(
             np.array(self.alphas, np.float32),
             exponents,

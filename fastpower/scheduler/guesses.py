@@ -59,7 +59,9 @@ class NgramGuesser:
 class Guesses:
     """The guessers of all prompts, and how many tokens each lane's guess may have.
 
-    most: tokens guessed per lane and forward, at most; 0 = none. cheap: tokens that a forward feeds at little cost.
+    Args:
+        most: Tokens guessed per lane and forward, at most; 0 = none.
+        cheap: Tokens that a forward feeds at little cost.
     """
 
     def __init__(self, most: int, make: Callable[[Sequence[int]], Guesser], vocab_size: int, cheap: int) -> None:
@@ -114,8 +116,11 @@ class Guesses:
 
 
 def verifies(decoder: Any) -> bool:
-    """Whether a decoder has ``verify``, and nobody has put a ``forward`` of their own over the class that has it: that
-    would not see the steps with guesses."""
+    """Whether a decoder has ``verify`` that is as good as its ``forward``.
+
+    It is not where somebody has put a ``forward`` of their own over the class that has it: that would not see the steps
+    with guesses.
+    """
     own = getattr(decoder, "__dict__", {})
     if "forward" in own:
         return "verify" in own

@@ -177,7 +177,8 @@ class Lane:
     ) -> tuple[dict[int, list[Member]], list[tuple[Member, int]]]:
         """Hand a row's results to the members; ``draw`` is the row's first draw.
 
-        Members that go on by the token they go on with, and the others with their last token (−1: none was drawn).
+        Returns:
+            Members that go on by the token they go on with, and the others with their last token (−1: none was drawn).
         """
         logz, entropy = out.logz[row], out.entropy[row]
         groups: dict[int, list[Member]] = {}

@@ -146,7 +146,12 @@ class Running:
         return left
 
     def submit(self, chain: Chain, request: Request) -> Ticket:
-        """Queue a request of a chain under way. Raises ValueError or PromptTooLong if it cannot be carried out."""
+        """Queue a request of a chain under way.
+
+        Raises:
+            ValueError: It cannot be carried out.
+            PromptTooLong: It does not fit into the context.
+        """
         check(request, chain.max_length)
         ticket, live = Ticket(request, chain), self._owner[chain]
         live.open.add(ticket)

@@ -61,16 +61,23 @@ class Totals:
 class Scheduler:
     """Drives samplers over one decoder.
 
-    max_rows: rows of one forward. max_chains: samplers alive at once (default max_rows). prefill_tokens: tokens beyond
-    one per row that a step may feed, so that a long prompt is fed in chunks beside running decodes.
-
     Three switches turn lossless acceleration off, to compare and to test; records do not depend on them (on a decoder
-    that is batch-invariant). share_lanes=False: a row for every rollout. resume=False: every rollout begins with an
-    empty cache and is fed its whole prefix. lock_step=True: chains wait for each other: rollouts are admitted only when
-    those before them have all ended, chains only when all before them have finished.
+    that is batch-invariant).
 
-    guess: tokens fed per rollout and forward, at most, that are guesses of what it draws next (lossless; only in rows
-    that would be idle, and if the decoder is a ``VerifyingDecoder``); 0 = none. guesser: makes a prompt's ``Guesser``.
+    Args:
+        decoder: What runs the steps.
+        max_rows: Rows of one forward.
+        max_chains: Samplers alive at once (default max_rows).
+        prefill_tokens: Tokens beyond one per row that a step may feed, so that a long prompt is fed in chunks beside
+            running decodes.
+        share_lanes: False: a row for every rollout.
+        resume: False: every rollout begins with an empty cache and is fed its whole prefix.
+        lock_step: True: chains wait for each other: rollouts are admitted only when those before them have all ended,
+            chains only when all before them have finished.
+        guess: Tokens fed per rollout and forward, at most, that are guesses of what it draws next (lossless; only in
+            rows that would be idle, and if the decoder is a ``VerifyingDecoder``); 0 = none.
+        guesser: Makes a prompt's ``Guesser``.
+        on_step: Called with the scheduler after every step.
     """
 
     def __init__(
@@ -124,8 +131,10 @@ class Scheduler:
     # -- running -----------------------------------------------------------------------------------------------
 
     def run(self, jobs: Iterable[Job | None]) -> Iterator[Finished]:
-        """Run all jobs, yielding each as it finishes (in order of finishing). Jobs are taken lazily; None among them
-        says that none is there now but more may come, and is asked again after the next step.
+        """Run all jobs, yielding each as it finishes (in order of finishing).
+
+        Jobs are taken lazily; None among them says that none is there now but more may come, and is asked again after
+        the next step.
 
         Closing the iterator, or an exception such as Ctrl-C, stops everything; ``unfinished`` then holds what was not
         yielded any more: chains that were under way, as far as they got.
@@ -170,8 +179,11 @@ class Scheduler:
             turn.close()
 
     def end(self, job: Job) -> None:
-        """End a job between two steps (from ``on_step``): it finishes as far as it got, ``complete`` being False, or
-        with ``Ended`` as its error if it has nothing to return. Others go on; nothing happens if it has ended."""
+        """End a job between two steps (from ``on_step``): it finishes as far as it got.
+
+        Its ``complete`` is False, or ``Ended`` its error if it has nothing to return. Others go on; nothing happens if
+        it has ended.
+        """
         self._running.end(job)
 
     def _begin(self, job: Job) -> None:

@@ -28,7 +28,11 @@ class Scoring:
         self.fed = 0
 
     def work(self, decoder: Decoder, residence: Residence) -> Work:
-        """What is to be fed; again after the lane was dropped. Raises CacheFull."""
+        """What is to be fed; again after the lane was dropped.
+
+        Raises:
+            CacheFull: No room.
+        """
         lane = self.lane
         if lane.sequence is None:
             residence.materialise(lane)
@@ -63,7 +67,12 @@ def score_together(
 ) -> list[Scored | Exception]:
     """Results of all, in one forward; each alone if that fails, so that an error concerns its own request only.
 
-    make_room is asked after CacheFull; if it says that there is no more, CacheFull is the result.
+    Args:
+        group: Requests.
+        decoder: What scores.
+        residence: Which sequences it holds.
+        exponents: (E,) of the statistics.
+        make_room: Asked after CacheFull; if it says that there is no more, CacheFull is the result.
     """
     while True:
         try:

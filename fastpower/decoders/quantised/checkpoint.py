@@ -21,7 +21,11 @@ KINDS = {"q8": ("Q8_0", "Q8_0"), "q4": ("Q4_0", "Q8_0")}
 
 
 def check_kind(weights: str) -> None:
-    """Raises ValueError for a name that is not in ``KINDS``."""
+    """Refuse a name that is not in ``KINDS``.
+
+    Raises:
+        ValueError: It is not.
+    """
     if weights not in KINDS:
         raise ValueError(f"weights={weights!r} is not one of {', '.join(map(repr, KINDS))}")
 
@@ -29,8 +33,14 @@ def check_kind(weights: str) -> None:
 def weights_of_model(model: Any, kind: str, *, consume: bool = False) -> Weights:
     """Round every matrix to the nearest values of ``KINDS[kind]``, groups of 32; see ``fastpower.kernels.quantise``.
 
-    consume: empty the model's matrices as they are packed, so that they are not held twice.
-    Raises UnsupportedModel for a model that the fused forward does not take, or rows that are no multiple of 32.
+    Args:
+        model: Of transformers.
+        kind: A name in ``KINDS``.
+        consume: Empty the model's matrices as they are packed, so that they are not held twice.
+
+    Raises:
+        UnsupportedModel: A model that the fused forward does not take, or rows that are no multiple of 32.
+        ValueError: An unknown kind.
     """
     check_kind(kind)
     reason = fused.why_not(model)

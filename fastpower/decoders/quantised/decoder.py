@@ -17,14 +17,20 @@ from fastpower.decoders.transformers.resources import paged_cache
 class QuantisedDecoder(TransformersDecoder):
     """The decoder protocol on quantised weights, without a model of transformers (``model`` is None).
 
-    weights       see ``fastpower.decoders.quantised.weights``
-    tokenizer     of transformers, or None
-    eos_ids       tokens that end an answer
-    dtype         of keys and values, float32 or bfloat16
-    cache_tokens, memory_fraction, page_size   as of ``TransformersDecoder``
-
     Exact for the model that the quantised weights are, its rows rounded as ``linear`` says; batch-invariant bit for
-    bit. Raises OutOfMemory before the cache is allocated.
+    bit.
+
+    Args:
+        weights: See ``fastpower.decoders.quantised.weights``.
+        tokenizer: Of transformers, or None.
+        eos_ids: Tokens that end an answer.
+        dtype: Of keys and values, float32 or bfloat16.
+        cache_tokens: As of ``TransformersDecoder``.
+        memory_fraction: As of ``TransformersDecoder``.
+        page_size: As of ``TransformersDecoder``.
+
+    Raises:
+        OutOfMemory: The cache does not fit; it is not allocated.
     """
 
     def __init__(
@@ -59,7 +65,11 @@ class QuantisedDecoder(TransformersDecoder):
         return False
 
     def forget(self) -> None:
-        """Forget every remembered prefix. Raises ValueError while sequences are held."""
+        """Forget every remembered prefix.
+
+        Raises:
+            ValueError: Sequences are held.
+        """
         self._refuse_held()
         self.cache.forget()
 

@@ -18,8 +18,10 @@ from fastpower.kernels.quantised import FORMATS
 class QuantisedForward(FusedForward):
     """Called like ``FusedForward``; batch-invariant bit for bit.
 
-    dtype: of queries, keys and values, float32 or bfloat16. Rows between products are float32, rounded to 16 bits of
-    block floating point where a product begins (``linear``).
+    Rows between products are float32, rounded to 16 bits of block floating point where a product begins (``linear``).
+
+    Args:
+        dtype: Of queries, keys and values, float32 or bfloat16.
     """
 
     def __init__(self, weights: Weights, dtype: torch.dtype) -> None:

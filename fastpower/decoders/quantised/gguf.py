@@ -16,7 +16,11 @@ _FLOATS = {"F32", "F16", "BF16"}
 
 
 def refuse_formats(file: GGUFFile) -> None:
-    """Raises Undescribed if matrices have a format that ``linear`` does not take, or none of them is quantised."""
+    """Refuse a file whose matrices ``linear`` does not take.
+
+    Raises:
+        Undescribed: One has another format, or none of them is quantised.
+    """
     matrices = [entry for entry in file.tensors.values() if len(entry.shape) == 2]
     for entry in matrices:
         if entry.type not in _FLOATS and entry.type not in FORMATS:
@@ -28,8 +32,10 @@ def refuse_formats(file: GGUFFile) -> None:
 
 
 def weights_of(file: GGUFFile, architecture: Architecture) -> Weights:
-    """Pack every matrix of the file. Its pages are given back one tensor after the other, so that no more memory is
-    held than the panels and one tensor."""
+    """Pack every matrix of the file.
+
+    Its pages are given back one tensor after the other, so that no more memory is held than the panels and one tensor.
+    """
     packer = _Packer(file, architecture)
     embedding = packer.embedding()
     if "output.weight" in file.tensors:

@@ -48,8 +48,16 @@ def open_gguf(
 ) -> QuantisedDecoder | None:
     """A decoder on the file's own weights; None, with a warning that says why, if transformers has to unpack it.
 
-    options: of the decoder. kwargs: for from_pretrained, which none of them can be used without.
-    Raises InvalidModelFile (the file is broken), OutOfMemory.
+    Args:
+        files: The file, or its parts.
+        dtype: Of keys and values.
+        device: Where to; the CPU or None.
+        options: Of the decoder.
+        kwargs: For ``from_pretrained``, which none of them can be used without.
+
+    Raises:
+        InvalidModelFile: The file is broken.
+        OutOfMemory: It does not fit.
     """
     chosen = _DTYPES.get(str(dtype).removeprefix("torch."))
     own = {name: value for name, value in (options or {}).items() if name in _OPTIONS}
@@ -74,10 +82,20 @@ def quantise_model(
     options: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> QuantisedDecoder:
-    """A decoder on rounded weights of a model: a name or path for ``load_model`` or a loaded model, which stays as
-    it is.
+    """A decoder on rounded weights of a model.
 
-    Raises ValueError for an unknown kind or options, UnsupportedModel.
+    Args:
+        model: A name or path for ``load_model``, or a loaded model, which stays as it is.
+        tokenizer: Of a loaded model.
+        kind: A name in ``KINDS``.
+        dtype: Of keys and values.
+        device: Where to; the CPU or None.
+        options: Of the decoder.
+        **kwargs: For ``load_model``.
+
+    Raises:
+        ValueError: An unknown kind, or options that do not go together.
+        UnsupportedModel: A model that the fused forward does not take.
     """
     check_kind(kind)
     chosen = _DTYPES.get(str(dtype).removeprefix("torch."))

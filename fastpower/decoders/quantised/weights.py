@@ -34,7 +34,12 @@ class Layer:
 
 @dataclass
 class Weights:
-    """A whole model. embedding: quantised, or (vocab, hidden) float32; the head may be the same matrix."""
+    """A whole model.
+
+    Attributes:
+        embedding: Quantised, or (vocab, hidden) float32.
+        head: It may be the same matrix.
+    """
 
     architecture: Architecture
     embedding: PackedLinear | Tensor

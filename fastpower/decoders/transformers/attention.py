@@ -30,8 +30,20 @@ def attention_options(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Keywords of ``paged_attention`` for all layers of a step: those without a window, and those with one.
 
-    For Triton the tiles of the queries are planned here, once, where every layer would do it for itself. group: query
-    heads per K/V head; windows: whether any layer has one (for those nothing is shared).
+    For Triton the tiles of the queries are planned here, once, where every layer would do it for itself.
+
+    Args:
+        backend: Of the kernels.
+        starts: (S+1,) int32, the ``query_starts`` of ``paged_attention``.
+        lengths: (S,) int32.
+        shared: As of ``paged_attention``; not used where there is a window.
+        queries: The most that a sequence has.
+        dtype: Of the queries.
+        group: Query heads per K/V head.
+        head_dim: Of queries, keys and values.
+        page_size: Tokens per page.
+        max_pages: Columns of the page table.
+        windows: Whether any layer has one (for those nothing is shared).
     """
     if backend != "triton":
         return {"shared": shared}, {"shared": shared}

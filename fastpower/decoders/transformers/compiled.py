@@ -30,7 +30,11 @@ _FEWEST_COLUMNS = 64  # 1,024 tokens in pages of 16
 class CompiledDecode:
     """Compiled decode steps of one model over one cache.
 
-    torch_backend  of ``torch.compile``: "inductor", or "eager" and "aot_eager" to see what is captured
+    Args:
+        model: Of transformers, its attention set to the paged one.
+        cache: Where keys and values go.
+        backend: Of the kernels.
+        torch_backend: Of ``torch.compile``: "inductor", or "eager" and "aot_eager" to see what is captured.
     """
 
     def __init__(self, model: Any, cache: PagedCache, backend: str, torch_backend: str) -> None:

@@ -38,33 +38,42 @@ from fastpower.models.prompts import text_tokens
 class TransformersDecoder:
     """The decoder protocol (``fastpower.decoders.base``) on a transformers model.
 
-        with TransformersDecoder(model, tokenizer, cache_tokens=65536) as decoder: ...
-
-    model         a causal language model of transformers ≥ 5 in evaluation mode, on one device
-    tokenizer     its tokenizer; None if texts and stop tokens of the tokenizer are not needed
-    cache_tokens  tokens whose K/V are kept, shared ones counted once; default: ``memory_fraction`` of the memory free
-                  now, at most 64 full contexts
-    page_size     tokens per page
-    backend       of the kernels, see ``fastpower.kernels.backends``
-    verify        compare a short ragged batch with the model's own attention now (three forwards of a few tokens)
-    accelerate    on the CPU, float32 or bfloat16: pack the weights (a second copy of them). Llama, Mistral, Qwen2,
-                  Qwen3 and Gemma-3 then run in one C++ call per forward, batch-invariant bit for bit
-                  (``fused.py``); other models with packed matrix products (``packed_linear.py``)
-    compile       run steps in which every row gets one token through ``torch.compile``, one graph per bucket of sizes
-                  (``compiled.py``): True, or the name of a backend of torch.compile. Meant for GPUs; it takes the place
-                  of the fused forward
-    graphs        run steps in which every row gets one token and draws once in buffers that never move, one step ahead
-                  of the caller (``static_step.py``, ``ahead.py``), as CUDA graphs on a GPU. "auto" (default): on a
-                  CUDA device, for the models of ``accelerate``'s list, which then run in a forward of our own there
-                  (``device_forward.py``). True on the CPU runs the same code with a call in place of a graph's replay,
-                  slowly: for tests. Refused with a reason where it is asked for and cannot be
-
     The model is left as it is: its attention and products are exchanged only while ``forward`` and ``score`` run (so
     they must not run at the same time as other uses of the same model in other threads), and no weight is touched.
 
-    Raises UnsupportedModel, naming what cannot run over pages: recurrent state, encoder–decoder, attention sinks,
-    latent attention, layers of different shapes, more than one device, or an answer that differs from the model's own.
-    Raises OutOfMemory, naming bytes needed and available, before weights are packed and before pages are allocated.
+    Args:
+        model: A causal language model of transformers ≥ 5 in evaluation mode, on one device.
+        tokenizer: Its tokenizer; None if texts and stop tokens of the tokenizer are not needed.
+        cache_tokens: Tokens whose K/V are kept, shared ones counted once; default: ``memory_fraction`` of the memory
+            free now, at most 64 full contexts.
+        memory_fraction: Share of the free memory, in (0, 1].
+        page_size: Tokens per page.
+        backend: Of the kernels, see ``fastpower.kernels.backends``.
+        verify: Compare a short ragged batch with the model's own attention now (three forwards of a few tokens).
+        accelerate: On the CPU, float32 or bfloat16: pack the weights (a second copy of them). Llama, Mistral, Qwen2,
+            Qwen3 and Gemma-3 then run in one C++ call per forward, batch-invariant bit for bit
+            (``fused.py``); other models with packed matrix products (``packed_linear.py``).
+        compile: Run steps in which every row gets one token through ``torch.compile``, one graph per bucket of sizes
+            (``compiled.py``): True, or the name of a backend of torch.compile. Meant for GPUs; it takes the place
+            of the fused forward.
+        graphs: Run steps in which every row gets one token and draws once in buffers that never move, one step ahead
+            of the caller (``static_step.py``, ``ahead.py``), as CUDA graphs on a GPU. "auto" (default): on a
+            CUDA device, for the models of ``accelerate``'s list, which then run in a forward of our own there
+            (``device_forward.py``). True on the CPU runs the same code with a call in place of a graph's replay,
+            slowly: for tests. Refused with a reason where it is asked for and cannot be.
+
+    Raises:
+        UnsupportedModel: What cannot run over pages, which is named: recurrent state, encoder–decoder, attention sinks,
+            latent attention, layers of different shapes, more than one device, or an answer that differs from the
+            model's own.
+        OutOfMemory: Too little memory, before weights are packed and before pages are allocated; bytes needed and
+            available are named.
+
+    Examples:
+        A decoder is a context manager, which gives memory back at its end:
+
+            with TransformersDecoder(model, tokenizer, cache_tokens=65536) as decoder:
+                ...
     """
 
     _device: DeviceForward | None = None
@@ -159,13 +168,20 @@ class TransformersDecoder:
             self.cache.remember(sequence, np.asarray(tokens, np.int64))
 
     def match(self, tokens: Sequence[int]) -> tuple[int, int]:
-        """(sequence, length): a new sequence that begins with the longest remembered prefix of ``tokens``; empty and 0
-        if there is none. To have logits, feed at least one more token: match ``tokens[:-1]``."""
+        """A new sequence that begins with the longest remembered prefix of ``tokens``.
+
+        To have logits, feed at least one more token: match ``tokens[:-1]``.
+
+        Returns:
+            (sequence, length); empty and 0 if there is none.
+        """
         return self.cache.match(np.asarray([] if self._hooked else tokens, np.int64))
 
     def refresh(self) -> bool:
-        """Whether the model's weights (or its modules) are others than before; then everything that was derived from
-        them goes: packed weights are packed again, remembered prefixes forgotten.
+        """Whether the model's weights (or its modules) are others than before.
+
+        If so, everything that was derived from them goes: packed weights are packed again, remembered prefixes
+        forgotten.
 
         A scheduler asks at the start of every run. Whatever wrote to the weights is seen: optimizers,
         ``load_state_dict`` (with ``assign``, too), adapters that merge, ``.data``, NumPy. Costs a read of the weights.
@@ -180,7 +196,8 @@ class TransformersDecoder:
     def forget(self) -> None:
         """Pack the weights again and forget every remembered prefix, whether or not the weights have changed.
 
-        Raises ValueError, nothing changed, while sequences are held: their K/V belong to the old weights.
+        Raises:
+            ValueError: Sequences are held, and their K/V belong to the old weights; nothing has changed.
         """
         self._refuse_held()
         self._weights = state_of(self.model)
@@ -216,8 +233,12 @@ class TransformersDecoder:
     def forward(self, work: Sequence[Work], draws: Draws) -> TokenDraws:
         """Append every row's tokens and draw from each row's last position, all or nothing.
 
-        Raises CacheFull, UnknownSequence, PromptTooLong (a row would exceed ``max_length``), ValueError (empty batch or
-        row, a sequence twice, a token outside the vocabulary, draws that do not fit the batch).
+        Raises:
+            CacheFull: No room.
+            UnknownSequence: A handle that is not live.
+            PromptTooLong: A row would exceed ``max_length``.
+            ValueError: An empty batch or row, a sequence twice, a token outside the vocabulary, draws that do not fit
+                the batch.
         """
         if self._ahead is None:
             return self._plain(work, draws)
@@ -243,8 +264,11 @@ class TransformersDecoder:
     def score(self, work: Sequence[Work], exponents: NDArray[np.float32]) -> list[TokenScores]:
         """Append every row's tokens and return their statistics, all or nothing; see ``Decoder.score``.
 
-        At most ``scores.SCORE_BYTES`` of logits exist at a time (at least one row of them). Raises like ``forward``,
-        and InvalidLogits for a row of NaN, +inf or nothing but −inf.
+        At most ``scores.SCORE_BYTES`` of logits exist at a time (at least one row of them).
+
+        Raises:
+            CacheFull: As ``forward``, and so are its other errors.
+            InvalidLogits: A row of NaN, +inf or nothing but −inf.
         """
         self._settle()
         with self._packer.reserved(work) as batch, torch.inference_mode():
@@ -289,8 +313,11 @@ class TransformersDecoder:
 
     @property
     def batch_invariant(self) -> bool:
-        """True while the fused forward is in use: not with a forward hook on a module, and not for other models,
-        because torch's products choose their order of summation by the number of rows."""
+        """True while the fused forward is in use.
+
+        It is not with a forward hook on a module, and not for other models, because torch's products choose their order
+        of summation by the number of rows.
+        """
         own = self._own
         return own is not None and not own.hooked and self.layout.device.type == "cpu"
 

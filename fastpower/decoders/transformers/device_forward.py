@@ -131,8 +131,17 @@ class DeviceForward:
         return Tokens(ids, positions, slots, table, starts, lengths, groups), None if keep is None else parts[-1]
 
     def hidden(self, k: Tensor, v: Tensor, tokens: Tokens, keep: Tensor | None = None) -> Tensor:
-        """Append K/V of the tokens to ``k``, ``v`` (layers, pages, page_size, kv_heads, head_dim); the normalised
-        (len(keep), hidden) states of the tokens ``keep`` (None: all). ``grow`` comes first."""
+        """Append K/V of the tokens and compute their normalised hidden states. ``grow`` comes first.
+
+        Args:
+            k: (layers, pages, page_size, kv_heads, head_dim); written.
+            v: Like ``k``.
+            tokens: The rows of the step.
+            keep: Indices of the tokens whose states are wanted; None: all.
+
+        Returns:
+            (len(keep), hidden).
+        """
         norm = partial(self._add_norm, eps=self._eps, dtype=self.dtype)
         plain, windowed = attention_options(
             self._backend, tokens.starts, tokens.lengths, tokens.shared, queries=len(tokens.ids), dtype=self.dtype,
@@ -179,8 +188,12 @@ class DeviceForward:
 def device_forward(
     model: Any, device: torch.device, backend: str, accelerate: bool, compile: bool | str, graphs: bool | str
 ) -> DeviceForward | None:
-    """The forward of our own for steps in static buffers, if it is wanted and can be. Raises UnsupportedModel with the
-    reason, ValueError, where ``graphs=True`` asks for what cannot be."""
+    """The forward of our own for steps in static buffers, if it is wanted and can be.
+
+    Raises:
+        UnsupportedModel: ``graphs=True`` asks for what cannot be; the reason is named.
+        ValueError: ``graphs`` is not True, False or "auto".
+    """
     if graphs not in (True, False, "auto"):
         raise ValueError(f'graphs must be True, False or "auto", got {graphs!r}')
     if graphs is True:

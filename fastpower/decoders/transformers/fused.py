@@ -76,10 +76,22 @@ class FusedForward:
         keep: NDArray[np.integer[Any]],
         shared: tuple[NDArray[np.int32], NDArray[np.int32]] | None = None,
     ) -> Tensor:
-        """Append K/V of the packed tokens to ``k``, ``v`` (layers, pages, page_size, kv_heads, head_dim) and return
-        the (len(keep), V) float32 logits of the tokens ``keep``; see ``paged_attention`` for the page metadata.
+        """Append K/V of the packed tokens and return logits; see ``paged_attention`` for the page metadata.
 
-        The logits are valid until the next call.
+        Args:
+            k: (layers, pages, page_size, kv_heads, head_dim); written.
+            v: Like ``k``.
+            tokens: (N,) of the vocabulary.
+            positions: (N,) of each token in its sequence.
+            slots: (N,) where K/V of each token go.
+            table: (S, max_pages).
+            starts: (S+1,).
+            lengths: (S,).
+            keep: Indices of the tokens whose logits are wanted.
+            shared: Runs of sequences that begin with the same pages.
+
+        Returns:
+            (len(keep), V) float32, valid until the next call.
         """
         begins = len(tokens) > len(keep) or not positions.all()  # every token of a step is drawn after
         if begins and self._version != self._current_version():

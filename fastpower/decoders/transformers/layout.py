@@ -80,14 +80,22 @@ class _Recorder:
 
 
 def refuse_keywords(keywords: dict[str, Any]) -> None:
-    """Raises UnsupportedModel if an attention call carries something that the paged path would leave out."""
+    """Refuse an attention call that carries something that the paged path would leave out.
+
+    Raises:
+        UnsupportedModel: It does.
+    """
     for name, what in _UNSUPPORTED_KEYWORDS.items():
         if keywords.get(name) is not None:
             raise UnsupportedModel(f"the model's attention uses {what} ({name}), which the paged path does not compute")
 
 
 def refuse_by_config(model: Any) -> None:
-    """The models that can be told by what they declare, with a plain reason for each. Raises UnsupportedModel."""
+    """Refuse the models that can be told by what they declare, with a plain reason for each.
+
+    Raises:
+        UnsupportedModel: ``model`` is one.
+    """
     kind, config = type(model).__name__, model.config
     text = require(config, "get_text_config", "transformers")(decoder=True)
     if getattr(config, "is_encoder_decoder", False):
@@ -108,8 +116,13 @@ def refuse_by_config(model: Any) -> None:
 
 
 def refuse_by_placement(model: Any) -> None:
-    """Models that are not whole on one device: the cache and the kernels need every layer there. Raises
-    UnsupportedModel. A ``device_map`` that names one device is fine."""
+    """Refuse models that are not whole on one device: the cache and the kernels need every layer there.
+
+    A ``device_map`` that names one device is fine.
+
+    Raises:
+        UnsupportedModel: ``model`` is not.
+    """
     kind = type(model).__name__
     remedy = "load it on one device; on several GPUs run one process each (fastpower.integrations.ray)"
     for name in ("tp_size", "fsdp_size"):
@@ -169,8 +182,13 @@ def kv_layout(model: Any) -> KVLayout:
 
 
 def _refuse_silence(kind: str, text: Any, calls: list[_Call]) -> None:
-    """Raises InterfaceChanged for a window or a soft cap that the model declares and its attention is not told of:
-    under another keyword it would be left out, and short texts give the same logits without it."""
+    """Refuse a model that declares a window or a soft cap of which its attention is not told.
+
+    Under another keyword it would be left out, and short texts give the same logits without it.
+
+    Raises:
+        InterfaceChanged: ``calls`` lack one.
+    """
     layered = getattr(text, "layer_types", None)
     window = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
     if window and not layered and not any(call.window for call in calls):

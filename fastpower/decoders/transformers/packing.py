@@ -40,8 +40,12 @@ class Packer:
     def reserved(self, work: Sequence[Work]) -> Iterator[PackedBatch]:
         """The batch, with pages for all its tokens: committed at the end, rolled back if anything raises in between.
 
-        Raises CacheFull, UnknownSequence, PromptTooLong, ValueError (empty batch or row, a sequence twice, a token
-        outside the vocabulary), TypeError (a token or handle that is not whole); nothing has changed then.
+        Raises:
+            CacheFull: No room; nothing has changed, as after every other error.
+            UnknownSequence: A handle that is not live.
+            PromptTooLong: A row would exceed ``max_length``.
+            ValueError: An empty batch or row, a sequence twice, a token outside the vocabulary.
+            TypeError: A token or handle that is not whole.
         """
         if not work:
             raise ValueError("work is empty: give at least one row")

@@ -12,7 +12,8 @@ from fastpower.models import memory
 def paged_cache(layout: KVLayout, cache_tokens: int | None, memory_fraction: float, page_size: int) -> PagedCache:
     """A cache of that many tokens, or of that fraction of the memory that is free (at most 64 full contexts).
 
-    Raises OutOfMemory before anything is allocated.
+    Raises:
+        OutOfMemory: It does not fit; nothing is allocated.
     """
     per_token = 2 * layout.num_layers * layout.num_kv_heads * layout.head_dim * layout.dtype.itemsize
     if cache_tokens is None:

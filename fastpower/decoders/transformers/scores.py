@@ -67,7 +67,11 @@ def score(
 
 
 def _check(batch: PackedBatch, first: int, status: NDArray[np.int32]) -> None:
-    """Names the first broken row of the logits after tokens first, first + 1, …"""
+    """Refuse broken rows of the logits after tokens first, first + 1, and so on.
+
+    Raises:
+        InvalidLogits: One is; the first is named.
+    """
     if not status.any():
         return
     bad = int(status.nonzero()[0][0])

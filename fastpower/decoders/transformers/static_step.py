@@ -110,15 +110,26 @@ class StaticStep:
         return sorted(self._graphs)
 
     def warm(self, rows: int, exponents: int = 1) -> None:
-        """Capture the buckets up to so many rows, for the shortest page table. Raises OutOfMemory's cause, torch's own
-        error, if they do not fit."""
+        """Capture the buckets up to so many rows, for the shortest page table.
+
+        Raises:
+            torch.OutOfMemoryError: They do not fit.
+        """
         for bucket in (size for size in ROWS if size <= bucket_of(rows)):
             self._graph((bucket, min(FEWEST_COLUMNS, self._columns), exponents))
 
     def launch(self, sequences: Ints, tokens: Ints | None, draws: Draws, before: Any) -> StaticLaunch:
-        """Start a step: append tokens[i] (None: what row i of ``before`` drew) to sequences[i] and draw once each.
+        """Start a step that appends one token to every sequence and draws once for each.
 
-        Raises CacheFull, UnknownSequence; nothing has changed then.
+        Args:
+            sequences: Handles.
+            tokens: One for each; None: what row i of ``before`` drew.
+            draws: One for each row.
+            before: The step before this one.
+
+        Raises:
+            CacheFull: No room; nothing has changed.
+            UnknownSequence: A handle that is not live; nothing has changed.
         """
         rows = len(sequences)
         if tokens is None and before is not self._latest:

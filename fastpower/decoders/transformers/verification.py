@@ -37,10 +37,20 @@ def verify(
 ) -> None:
     """Two ragged sequences in chunks and single tokens, against the model's own attention on each alone.
 
-    sequences: two empty ones. paged: (rows, V) logits after each row's last token. own: (V,) logits after a text, by
-    the model's attention of a name ("eager" is every model's definition), or by itself in "float32".
     Whatever hides in a model beyond attention over K/V (a convolution, a state, positions counted inside) makes packed
-    rows disturb each other or breaks the chunks, and shows here: raises UnsupportedModel.
+    rows disturb each other or breaks the chunks, and shows here.
+
+    Args:
+        name: The model's, for the message.
+        dtype: Of its weights.
+        vocab_size: Of its logits.
+        sequences: Two empty ones.
+        paged: (rows, V) logits after each row's last token.
+        own: (V,) logits after a text, by the model's attention of a name ("eager" is every model's definition), or by
+            itself in "float32".
+
+    Raises:
+        UnsupportedModel: The logits are further apart than rounding explains.
     """
     size = min(vocab_size, 1000)
     texts = [[(37 * i + 11) % size for i in range(LENGTHS[0])], [(53 * i + 29) % size for i in range(LENGTHS[1])]]
@@ -75,7 +85,11 @@ def _rounding(expected: Tensor, text: list[int], own: Callable[[list[int], str],
 
 
 def float32_logits(model: Any, ids: Tensor) -> Tensor:
-    """(V,) logits after a text by a copy of the model in float32. Raises OutOfMemory where there is no room for one."""
+    """(V,) logits after a text by a copy of the model in float32.
+
+    Raises:
+        OutOfMemory: There is no room for one.
+    """
     size = sum(4 * parameter.numel() for parameter in model.parameters())
     memory.require(size, "a float32 copy of the model, to judge its rounding", "verify=False", ids.device)
     logits: Tensor = copy.deepcopy(model).float()(input_ids=ids, use_cache=False).logits[0, -1]
