@@ -109,14 +109,20 @@ def forecast(evaluation: Evaluation, model: LanguageModel, *, max_rows: int = 64
 
 
 def tokens_of(sampler: Any) -> int | None:
-    """Tokens that a sampler draws for an answer that fills the horizon, with every move cutting in the middle. Answers
-    that end sooner, early rejection and skipping make it less; None for samplers whose work depends on more.
+    """Tokens that a sampler draws for an answer that fills the horizon, with every move cutting in the middle.
 
-    >>> from fastpower import MetropolisHastings, PowerSMC, PowerTarget
-    >>> tokens_of(PowerSMC(PowerTarget(4.0, 100), particles=16))
-    1600
-    >>> tokens_of(MetropolisHastings(PowerTarget(4.0, 100), block=50, moves=2))
-    250
+    Answers that end sooner, early rejection and skipping make it less.
+
+    Returns:
+        None for samplers whose work depends on more.
+
+    Examples:
+        >>> from fastpower import PowerTarget
+        >>> from fastpower.samplers import MetropolisHastings
+        >>> tokens_of(PowerSMC(PowerTarget(4.0, 100), particles=16))
+        1600
+        >>> tokens_of(MetropolisHastings(PowerTarget(4.0, 100), block=50, moves=2))
+        250
     """
     horizon: int = sampler.target.horizon
     if isinstance(sampler, (Plain, LowTemperature)):

@@ -35,9 +35,15 @@ def local_engine(
 def records(
     model: LanguageModel, jobs: Sequence[Job], *, fixed_length: bool = False, **options: Any
 ) -> Iterator[tuple[Job, dict[str, Any]]]:
-    """Jobs as they were given, and their records as they finish. ``options``: of ``fastpower.generation.run_jobs``.
+    """Jobs as they were given, and their records as they finish.
 
-    Raises what ``prepare`` raises before anything is computed, and what ``run_jobs`` raises at the end.
+    Whatever ``prepare`` raises comes before anything is computed, what ``run_jobs`` raises at the end.
+
+    Args:
+        model: What runs them.
+        jobs: What to draw; in any form that ``prepare`` takes.
+        fixed_length: Allow a model without end-of-sequence token.
+        **options: Of ``fastpower.generation.run_jobs``.
     """
     from fastpower.generation import prepare, run_jobs
 

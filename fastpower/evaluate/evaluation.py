@@ -29,10 +29,18 @@ Record = dict[str, Any]
 class Evaluation:
     """What to run. Equal evaluations give equal records (on a decoder with batch-invariant logits).
 
-    alpha, max_new_tokens: None takes the task's. chains: answers per problem and method. limit: the first so many
-    problems. shared: settings for every method that has them. match_best_of_n: after the other methods, draw further
-    plain answers until every problem's have cost as many tokens as the dearest method's (for best-of-N at equal
-    compute; they are records of the method ``plain``). model: what names the model in the run's config.
+    Attributes:
+        task: Problems and their grader.
+        methods: How to answer them.
+        model: What names the model in the run's config.
+        alpha: None takes the task's.
+        max_new_tokens: None takes the task's.
+        seed: Of every draw.
+        chains: Answers per problem and method.
+        limit: The first so many problems.
+        shared: Settings for every method that has them.
+        match_best_of_n: After the other methods, draw further plain answers until every problem's have cost as many
+            tokens as the dearest method's (for best-of-N at equal compute; they are records of the method ``plain``).
     """
 
     task: Task
@@ -69,7 +77,11 @@ class Evaluation:
         return self.task.problems[: self.limit]
 
     def samplers(self) -> dict[str, Sampler]:
-        """Sampler of every method label. Raises ValueError for settings that are wrong."""
+        """Sampler of every method label.
+
+        Raises:
+            ValueError: Settings that are wrong.
+        """
         alpha = self.task.alpha if self.alpha is None else self.alpha
         horizon = self.task.max_new_tokens if self.max_new_tokens is None else self.max_new_tokens
         return {method.label: method.sampler(alpha, horizon, self.shared) for method in self._all_methods()}
@@ -96,8 +108,9 @@ class Evaluation:
         }
 
     def extends(self, old: Mapping[str, Any]) -> bool:
-        """Whether every answer that the settings ``old`` ask for is asked for here as well: more problems behind the
-        same first ones, more methods, more chains, and nothing else changed.
+        """Whether every answer that the settings ``old`` ask for is asked for here as well.
+
+        That is so with more problems behind the same first ones, more methods, more chains, and nothing else changed.
         """
         new = self.config()
         more = ("problems", "problems_digest", "methods", "chains")
@@ -150,15 +163,28 @@ def evaluate(
     all had been asked for at once.
 
     Everything that can be checked without the model is checked first: the folder can be written, its settings are the
-    same, the grader works. ``on_phase`` is told (methods, answers to draw, answers already there), ``on_record`` every
-    new record.
-
-    Methods run one after the other, so that their wall clocks can be compared; ``together`` hands all of them to the
-    engine at once, for engines that load the model anew in every call.
+    same, the grader works.
 
     An answer that fails does not stop the others: the error is raised when they are finished, and the next call draws
-    what is missing. A disk that takes no more ends the run at once (NotWritten); the next call goes on from there.
-    ``skip_bad_lines``: set lines of ``out`` that are damaged aside and draw their answers again.
+    what is missing. A disk that takes no more ends the run at once; the next call goes on from there.
+
+    Args:
+        evaluation: What to run.
+        engine: What draws the answers.
+        out: The run folder.
+        on_record: Told every new record.
+        on_phase: Told (methods, answers to draw, answers already there).
+        graders: Threads that grade.
+        together: Hand all methods to the engine at once, for engines that load the model anew in every call. Otherwise
+            they run one after the other, so that their wall clocks can be compared.
+        skip_bad_lines: Set lines of ``out`` that are damaged aside and draw their answers again.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        RunError: The folder cannot be used, or not with these settings.
+        NotWritten: The disk takes no more.
     """
     out = Path(out)
     check_writable(out)

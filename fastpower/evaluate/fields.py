@@ -100,7 +100,9 @@ def _places(value: Any) -> bool:
 def problem_of_record(row: Mapping[str, Any], *, whole_answer: bool = False) -> str | None:
     """What is wrong with a line of records or timings, naming the field; None if nothing is.
 
-    whole_answer: fields that every answer has must be there.
+    Args:
+        row: The line.
+        whole_answer: Fields that every answer has must be there.
     """
     missing = [name for name in ("id", *(_NEEDED if whole_answer else ())) if name not in row]
     if missing:

@@ -31,8 +31,14 @@ def read_rows(path: str | Path, *, skip_bad_lines: bool = False) -> list[Row]:
     object a line (blank lines are ignored), ``.csv`` a header line, ``.parquet`` needs pandas and pyarrow. Any of the
     first three may be followed by ``.gz``.
 
-    Raises FileNotFoundError, ``BadLine`` (file, line number, what is wrong), ValueError for another suffix and for a
-    file that is not what its suffix says.
+    Args:
+        path: The file.
+        skip_bad_lines: Leave out lines that are no rows, with a warning.
+
+    Raises:
+        FileNotFoundError: No such file.
+        BadLine: A line that is no row; file, line number and what is wrong are named.
+        ValueError: Another suffix, or a file that is not what its suffix says.
     """
     path = Path(path)
     if not path.is_file():

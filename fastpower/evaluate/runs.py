@@ -77,11 +77,18 @@ class Run:
         skip_bad_lines: bool = False,
         extends: Callable[[Mapping[str, Any]], bool] = lambda old: False,
     ) -> None:
-        """Open ``path``, creating it if needed. ``config`` must equal the folder's own if it has one, or ask for more:
-        ``extends`` says of the folder's own whether everything in it is wanted still.
+        """Open ``path``, creating it if needed.
 
-        Raises RunError: not writable, another process is writing, another config (naming what differs); BadLine for a
-        damaged line that is not the last; NotWritten where the disk is full.
+        Args:
+            path: The run folder.
+            config: It must equal the folder's own if it has one, or ask for more.
+            skip_bad_lines: Move lines that are no records to a file beside it.
+            extends: Says of the folder's own config whether everything in it is wanted still.
+
+        Raises:
+            RunError: Not writable, another process is writing, another config (naming what differs).
+            BadLine: A damaged line that is not the last.
+            NotWritten: The disk is full.
         """
         self.path = Path(path)
         check_writable(self.path)
@@ -121,8 +128,9 @@ class Run:
     def append(self, record: Mapping[str, Any]) -> None:
         """Write one record, on disk when this returns. Its timing goes first, so that no record is without.
 
-        Raises ValueError for an id that the run already has; NotWritten where the disk did not take it, with nothing
-        of it left in the folder.
+        Raises:
+            ValueError: The run has a record of this id already.
+            NotWritten: The disk did not take it; nothing of it is left in the folder.
         """
         name = str(record["id"])
         if name in self.done:
@@ -157,7 +165,11 @@ class Run:
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """``config.json`` of a run folder. Raises RunError where there is none, it is damaged, or from a newer version."""
+    """``config.json`` of a run folder.
+
+    Raises:
+        RunError: There is none, it is damaged, or from a newer version.
+    """
     file = Path(path) / "config.json"
     if not file.is_file():
         raise RunError(f"{str(path)!r} is not a run folder: it has no config.json")
@@ -181,8 +193,15 @@ def read_records(
 ) -> list[dict[str, Any]]:
     """Records of a run folder in file order, also while the run goes on (a line being written is left out).
 
-    With ``timings`` the machine-dependent fields are put back. With ``answers`` a line without a field that every
-    answer has is bad. Raises BadLine (file, line number, field), RunError where there is no records.jsonl.
+    Args:
+        path: The run folder.
+        timings: Put the machine-dependent fields back.
+        skip_bad_lines: Leave out lines that are no records.
+        answers: A line without a field that every answer has is bad.
+
+    Raises:
+        BadLine: A damaged line; file, line number and field are named.
+        RunError: There is no records.jsonl.
     """
     check = partial(problem_of_record, whole_answer=answers)
     records = _lines(Path(path) / "records.jsonl", skip_bad_lines, check)

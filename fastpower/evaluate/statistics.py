@@ -71,8 +71,9 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
 
     The unbiased estimator 1 − C(n−c, k)/C(n, k) of Chen et al. 2021 (2107.03374, equation 1), as a product.
 
-    >>> pass_at_k(samples=4, correct=1, k=1), pass_at_k(samples=4, correct=1, k=2)
-    (0.25, 0.5)
+    Examples:
+        >>> pass_at_k(samples=4, correct=1, k=1), pass_at_k(samples=4, correct=1, k=2)
+        (0.25, 0.5)
     """
     if not 1 <= k <= samples or not 0 <= correct <= samples:
         raise ValueError(f"pass@k needs 1 ≤ k ≤ samples and 0 ≤ correct ≤ samples; got {k=}, {samples=}, {correct=}")
@@ -109,7 +110,8 @@ def paired_bootstrap(
 ) -> Difference:
     """mean(first) − mean(second) over the problems that both have, resampling problems.
 
-    Raises ValueError where no problem is in both.
+    Raises:
+        ValueError: No problem is in both.
     """
     a, b = (
         {name: float(np.mean([float(r[key]) for r in group])) for name, group in by_problem(records).items()}
@@ -136,11 +138,19 @@ def paired_bootstrap(
 
 
 def compute_matched_best_of_n(samples: Iterable[Record], budgets: Mapping[str, float]) -> list[Record]:
-    """Best-of-N by log p with N set by compute: per problem, plain samples are taken in order of chain until their
-    decoded tokens reach ``budgets[problem]`` (at least one is taken), and the one of highest ``logp`` answers.
+    """Best-of-N by log p with N set by compute.
 
-    ``budgets`` are the decoded tokens (rejected ones included) of the method to match. A chosen record is returned with
-    ``decoded_tokens`` of all the samples taken, ``best_of`` = N and ``budget_met``: False where the samples ran out.
+    Per problem, plain samples are taken in order of chain until their decoded tokens reach its budget (at least one is
+    taken), and the one of highest ``logp`` answers.
+
+    Args:
+        samples: Records of plain answers.
+        budgets: By problem, the decoded tokens (rejected ones included) of the method to match.
+
+    Returns:
+        The chosen records, with ``decoded_tokens`` of all the samples taken, ``best_of`` = N and ``budget_met``, which
+        is
+        False where the samples ran out.
     """
     chosen: list[Record] = []
     for name, group in by_problem(samples).items():

@@ -45,8 +45,13 @@ class Row:
 
 
 def summarise(records: Sequence[Record], *, chains: int | None = None, match_best_of_n: bool = False) -> list[Row]:
-    """Rows in order of appearance. ``chains``: plain answers beyond so many per problem are candidates of the
-    compute-matched best-of-N only, which gets a row for every other method with ``match_best_of_n``."""
+    """Rows in order of appearance.
+
+    Args:
+        records: Of one run.
+        chains: Plain answers beyond so many per problem are candidates of the compute-matched best-of-N only.
+        match_best_of_n: That best-of-N gets a row for every other method.
+    """
     groups = by_method(records)
     limit = chains or 10**9
     asked = {name: [r for r in group if int(r["chain"]) < limit] for name, group in groups.items()}
@@ -95,8 +100,10 @@ def _row(name: str, records: Sequence[Record], first: Sequence[Record] | None, n
 
 
 def wall_clock(records: Iterable[Mapping[str, Any]]) -> float | None:
-    """Seconds during which at least one of the records was under way: the union of their [start, finish] intervals, so
-    that pauses between a kill and its resume do not count. None without timings."""
+    """Seconds during which at least one of the records was under way; None without timings.
+
+    The union of their [start, finish] intervals, so that pauses between a kill and its resume do not count.
+    """
     spans = sorted(
         (float(r["finished"]) - float(r["seconds"]), float(r["finished"]))
         for r in records

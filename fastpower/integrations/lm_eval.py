@@ -1,6 +1,6 @@
-"""fastpower as a model of lm-evaluation-harness: its tasks, answered by our samplers.
+r"""fastpower as a model of lm-evaluation-harness: its tasks, answered by our samplers.
 
-    python -m fastpower.integrations.lm_eval run --model fastpower --tasks gsm8k \\
+    python -m fastpower.integrations.lm_eval run --model fastpower --tasks gsm8k \
         --model_args pretrained=PATH,method=mh,alpha=4,moves=4
 
 The harness has no plug-in mechanism, so its command is started from here, with the model registered; everything after
@@ -39,13 +39,28 @@ _TIE = 1e-3
 class FastpowerLM(LM):  # type: ignore[misc]
     """An ``LM`` whose ``generate_until`` draws from p^alpha.
 
-    pretrained: anything ``fastpower.load`` takes. method, alpha, seed, and the method's own settings: see
-    ``fastpower.make_sampler``. max_new_tokens: the horizon where a task gives none. max_rows: rows of a decode batch
-    (the harness's batch_size, where it is a number). A task's stop strings cut the finished answer: the target is the
-    model's own p^alpha up to the horizon, and sampling options of the task (temperature, …) are ignored.
+    A task's stop strings cut the finished answer: the target is the model's own p^alpha up to the horizon, and sampling
+    options of the task (temperature, …) are ignored.
 
     A context that does not fit fails alone, with a warning: its answer is "", its log-likelihood −inf. It is not cut,
-    since a part of it would be another question. Where no request fits PromptTooLong is raised.
+    since a part of it would be another question.
+
+    Args:
+        pretrained: Anything ``fastpower.load`` takes.
+        method: See ``fastpower.make_sampler``.
+        alpha: See ``fastpower.make_sampler``.
+        max_new_tokens: The horizon where a task gives none.
+        seed: Of every draw.
+        max_rows: Rows of a decode batch.
+        dtype: Of the weights.
+        device: Where the model goes.
+        batch_size: The harness's; where it is a number it stands for ``max_rows``.
+        max_batch_size: The harness's; not used.
+        tokenizer: Of a loaded model.
+        **settings: The method's own.
+
+    Raises:
+        PromptTooLong: By ``generate_until``, where no request fits.
     """
 
     def __init__(

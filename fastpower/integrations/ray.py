@@ -40,7 +40,11 @@ class WorkerFailed(FastpowerError, RuntimeError):
 class Worker:
     """What runs in a worker process: one model and all jobs, batches of (job, island) in, batches of records out.
 
-    jobs: as they are, or a function of the model that makes them, which a caller without the model cannot.
+    Args:
+        load: Makes the model.
+        jobs: As they are, or a function of the model that makes them, which a caller without the model cannot.
+        max_rows: Rows of one decode batch.
+        threads: Of the process; None leaves them alone.
     """
 
     def __init__(
@@ -88,16 +92,18 @@ def ray_engine(
 ) -> Engine:
     """An engine for ``fastpower.evaluate`` that spreads jobs over Ray workers.
 
-    load             makes the model inside a worker; it must be picklable
-    workers          worker processes; default: one per GPU that Ray sees, else 1
-    gpus_per_worker  default: 1 where Ray sees GPUs, else 0
-    cpus_per_worker  default: the CPUs that Ray sees, shared out evenly; also the worker's threads
-    batch_size       jobs sent at a time and lost together with a worker; default: max_rows, or fewer so that every
-                     worker gets at least four batches
-
     Islands of Power-SMC are sent on their own, combined by their Ẑ when all are back. A worker that dies is replaced,
     and its batch is drawn again; records that were handed back are never drawn twice. Ray is started if it is not
     running.
+
+    Args:
+        load: Makes the model inside a worker; it must be picklable.
+        workers: Worker processes; default: one per GPU that Ray sees, else 1.
+        gpus_per_worker: Default: 1 where Ray sees GPUs, else 0.
+        cpus_per_worker: Default: the CPUs that Ray sees, shared out evenly; also the worker's threads.
+        max_rows: Rows of one decode batch.
+        batch_size: Jobs sent at a time and lost together with a worker; default: max_rows, or fewer so that every
+            worker gets at least four batches.
     """
     _ray()
     _check_workers(workers)
@@ -175,7 +181,11 @@ def _check_workers(workers: int | None) -> None:
 def _shares(
     resources: Mapping[str, float], workers: int | None, gpus_per_worker: float | None, cpus_per_worker: float | None
 ) -> tuple[int, float, float]:
-    """(workers, GPUs of each, CPUs of each) from what Ray has. Raises ValueError where they do not fit."""
+    """(workers, GPUs of each, CPUs of each) from what Ray has.
+
+    Raises:
+        ValueError: They do not fit.
+    """
     gpus, cpus = float(resources.get("GPU", 0)), float(resources.get("CPU", 1))
     count = workers or max(1, int(gpus))
     gpu_share = gpus_per_worker if gpus_per_worker is not None else float(gpus > 0)
@@ -204,9 +214,14 @@ def map(
 
     Args:
         load: A picklable function that makes the model, such as ``functools.partial(fastpower.load, "path")``.
-        prompts: See ``fastpower.generate``, as are seed, chains, prompt_ids and fixed_length.
+        prompts: See ``fastpower.generate``.
         sampler: What draws the answers.
-        workers: See ``ray_engine``, as are the options.
+        seed: See ``fastpower.generate``.
+        chains: See ``fastpower.generate``.
+        prompt_ids: See ``fastpower.generate``.
+        fixed_length: See ``fastpower.generate``.
+        workers: See ``ray_engine``.
+        **options: See ``ray_engine``.
 
     Returns:
         ``Result.to_dict()`` of each answer, with ``finished``.

@@ -62,24 +62,41 @@ def custom_generate(
 ) -> Tensor | PowerGenerateOutput:
     """Answers from p^alpha for transformers' ``generate``; give it as that call's ``custom_generate``.
 
-        model.generate(**inputs, max_new_tokens=256, custom_generate=fastpower.custom_generate, alpha=4.0, seed=1)
-
-    sampler         a method's name, "mh" or "mh(moves=4)", with alpha (default 4), block and moves; or a
-                    sampler, whose horizon is replaced by the call's. max_new_tokens is the horizon, part of the target
-    seed            decides every draw together with the prompt; torch's generator is not used. Rows with equal
-                    prompts are further chains (num_return_sequences, which transformers allows with do_sample=True)
-    max_rows        rows of one decode batch
-    language_model  ``fastpower.load(model)``, to keep its cache and packed weights between calls; made for this call
-                    otherwise
-    progress        a progress bar on stderr
-
-    Returns (R, prompt + longest answer) ids, prompts included, answers padded behind; with return_dict_in_generate a
-    ``PowerGenerateOutput``. Stop tokens are the generation configuration's.
-
     The target is the model's own distribution: temperature, top_k, top_p and their like are ignored with a warning.
-    Raises ValueError for what would change it otherwise or cannot be had: other logits processors and stopping
-    criteria, beams, scores or attentions, a cache that holds tokens, inputs other than token ids, odd positions; and
-    whatever ``fastpower.generate`` raises.
+    Stop tokens are the generation configuration's. ``max_new_tokens`` is the horizon, part of the target.
+
+    Args:
+        model: The model whose ``generate`` was called.
+        input_ids: (R, longest prompt), padded in front.
+        logits_processor: Those that transformers makes for options that are ignored.
+        stopping_criteria: Those of length and stop tokens.
+        generation_config: The call's.
+        sampler: A method's name, "mh" or "mh(moves=4)", with alpha, block and moves; or a sampler, whose horizon is
+            replaced by the call's.
+        alpha: Exponent; default 4.
+        block: As of the method.
+        moves: As of the method.
+        seed: Decides every draw together with the prompt; torch's generator is not used. Rows with equal prompts are
+            further chains (num_return_sequences, which transformers allows with do_sample=True).
+        max_rows: Rows of one decode batch.
+        language_model: ``fastpower.load(model)``, to keep its cache and packed weights between calls; made for this
+            call otherwise.
+        progress: A progress bar on stderr.
+        **model_kwargs: What transformers adds (attention_mask, …).
+
+    Returns:
+        (R, prompt + longest answer) ids, prompts included, answers padded behind; with return_dict_in_generate a
+        ``PowerGenerateOutput``.
+
+    Raises:
+        ValueError: What would change the target or cannot be had: other logits processors and stopping criteria, beams,
+            scores or attentions, a cache that holds tokens, inputs other than token ids, odd positions; and whatever
+            ``fastpower.generate`` raises.
+
+    Examples:
+        One call, as any other of ``generate``:
+
+            model.generate(**inputs, max_new_tokens=256, custom_generate=fastpower.custom_generate, alpha=4.0, seed=1)
     """
     _refuse(logits_processor, stopping_criteria, generation_config, model_kwargs)
     prompts = _prompts(input_ids, model_kwargs)
@@ -123,7 +140,11 @@ def _sampler(sampler: str | Sampler, alpha: float | None, horizon: int, **settin
 
 
 def _refuse(processors: Sequence[Any], stops: Sequence[Any], config: Any, model_kwargs: dict[str, Any]) -> None:
-    """Raises ValueError for what this cannot honour; warns of what it leaves out."""
+    """Refuse what this cannot honour; warn of what it leaves out.
+
+    Raises:
+        ValueError: Something that cannot be had.
+    """
     if config is None:
         raise ValueError("custom_generate is called by transformers: give it to model.generate as custom_generate")
     names = [type(processor).__name__ for processor in processors]

@@ -61,7 +61,10 @@ def unpacked() -> dict[str, Any]:
 
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
-    """transformers draws a bar for a second of work. (Unpacking a packaged model keeps it, on a terminal.)"""
+    """Keep transformers from drawing a bar for a second of work.
+
+    Unpacking a packaged model keeps its bar, on a terminal.
+    """
     with interface("transformers"):
         from transformers.utils import logging
 

@@ -23,8 +23,11 @@ MEMORY = 4 << 30  #: bytes of address space for the worker
 
 
 def normalise(answer: str) -> str:
-    """Equal strings after this are equal answers: ``$``, ``\\left``/``\\right``, LaTeX spacing and blanks are gone, but
-    for blanks that keep letters or digits apart: "1 2" is not "12"."""
+    r"""Equal strings after this are equal answers.
+
+    ``$``, ``\left``/``\right``, LaTeX spacing and blanks are gone, but for blanks that keep letters or digits apart:
+    "1 2" is not "12".
+    """
     text = _undelimited(answer).strip("$").rstrip(".")
     text = re.sub(r"\\displaystyle(?![a-zA-Z])|\\[!,]", "", text)
     text = re.sub(r"\\[;: ]", " ", text)
@@ -33,7 +36,7 @@ def normalise(answer: str) -> str:
 
 
 def _undelimited(text: str) -> str:
-    """Without ``\\left`` and ``\\right``; ``\\left.`` and ``\\right.`` stand for no delimiter at all."""
+    r"""Without ``\left`` and ``\right``; ``\left.`` and ``\right.`` stand for no delimiter at all."""
     return re.sub(r"\\(?:left|right)(?![a-zA-Z])\.?", "", text).strip()
 
 

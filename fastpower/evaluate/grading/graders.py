@@ -1,6 +1,6 @@
-"""Graders: the answer found in a text, and whether it is right.
+r"""Graders: the answer found in a text, and whether it is right.
 
-Mathematics follows the papers' rule: the *last* ``\\boxed{…}`` or ``\\fbox{…}``, compared by math-verify. Choices are
+Mathematics follows the papers' rule: the *last* ``\boxed{…}`` or ``\fbox{…}``, compared by math-verify. Choices are
 the letter in the box. Numbers are compared exactly as fractions.
 """
 
@@ -28,10 +28,11 @@ class Grade(NamedTuple):
 
 
 def boxed(text: str) -> str | None:
-    """Content of the last ``\\boxed`` or ``\\fbox`` whose braces close; None without one.
+    r"""Content of the last ``\boxed`` or ``\fbox`` whose braces close; None without one.
 
-    >>> boxed("first \\\\boxed{1}, then \\\\boxed{\\\\frac{1}{2}}")
-    '\\\\frac{1}{2}'
+    Examples:
+        >>> boxed("first \\boxed{1}, then \\boxed{\\frac{1}{2}}")
+        '\\frac{1}{2}'
     """
     found = None
     for match in _BOX.finditer(text):
@@ -107,6 +108,10 @@ def grade_choice(text: str, reference: str, letters: str) -> Grade:
 
 
 def require_math_verify() -> None:
-    """Raises where math-verify is missing: before any compute rather than at the first answer."""
+    """Refuse to go on where math-verify is missing: before any compute rather than at the first answer.
+
+    Raises:
+        FastpowerError: It is missing; the message names what to install.
+    """
     if importlib.util.find_spec("math_verify") is None:
         raise FastpowerError("grading mathematics needs math-verify: `pip install '.[eval]'` in fastpower's checkout")

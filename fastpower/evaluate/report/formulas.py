@@ -1,7 +1,7 @@
-"""LaTeX in questions and answers as MathML, which browsers set without a script or a network.
+r"""LaTeX in questions and answers as MathML, which browsers set without a script or a network.
 
 Text from models and data files passes through here: of what the converter makes, only MathML elements and a few
-harmless attributes are kept; whatever else it holds (``\\text{<script>…}`` comes through as an element, ``\\href`` as
+harmless attributes are kept; whatever else it holds (``\text{<script>…}`` comes through as an element, ``\href`` as
 a link) leaves the formula as it was written.
 """
 
@@ -72,6 +72,6 @@ def typeset(text: str) -> Markup:
 
 
 def typeset_answer(text: str) -> Markup:
-    """A short answer: bare LaTeX such as ``\\frac{1}{2}`` is a formula also without dollars."""
+    r"""A short answer: bare LaTeX such as ``\frac{1}{2}`` is a formula also without dollars."""
     bare = re.search(r"\\[a-zA-Z]{2,}", text) and not re.search(r"[\n\"'$]", text)
     return (mathml(text) if bare else None) or typeset(text)

@@ -93,8 +93,13 @@ class Usage:
 def watch(work: str, limit: int, user: int | None, pids: Callable[[], list[int]], exceeded: Callable[[], None]) -> None:
     """Start a thread that calls ``exceeded`` once when the programs ``pids()`` hold more than ``limit`` bytes.
 
-    ``user``: the program's user where it is not ours. The thread takes over its file-system identity: without
-    CAP_SYS_PTRACE, as in most containers, root may not look into other users' processes.
+    Args:
+        work: The program's folder.
+        limit: Bytes.
+        user: The program's user where it is not ours. The thread takes over its file-system identity: without
+            CAP_SYS_PTRACE, as in most containers, root may not look into other users' processes.
+        pids: The programs now.
+        exceeded: What to do then.
     """
 
     def run() -> None:

@@ -165,7 +165,11 @@ def assemble(level: str, machine: str) -> list[_Instruction]:
 
 
 def install(level: str) -> None:
-    """Filter this process from now on. Raises OSError where the kernel or the machine has no such filter."""
+    """Filter this process from now on.
+
+    Raises:
+        OSError: The kernel or the machine has no such filter.
+    """
     machine = platform.machine()
     if machine not in _ARCHITECTURES:
         raise OSError(errno.ENOSYS, f"no system call filter for {machine} ({', '.join(_ARCHITECTURES)} have one)")

@@ -111,8 +111,11 @@ def _read_only(path: str, recursive: bool = True) -> None:
 
 
 def _unshare() -> None:
-    """New namespaces; a user namespace too where we are not root. Mounts come later, in the child: pivot_root moves
-    every process of a mount namespace, and this one needs the outer /proc to find what it has to kill."""
+    """New namespaces; a user namespace too where we are not root.
+
+    Mounts come later, in the child: pivot_root moves every process of a mount namespace, and this one needs the outer
+    /proc to find what it has to kill.
+    """
     uid, gid = os.geteuid(), os.getegid()
     flags = CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS
     _check(_libc.unshare(flags | (CLONE_NEWUSER if uid else 0)), "unshare")

@@ -62,11 +62,18 @@ def run_python(
 ) -> Outcome:
     """Run ``program`` in a fresh interpreter without network, in an empty folder that is thrown away.
 
-    ``timeout``: seconds of wall clock. ``memory``: bytes of address space per process. ``processes``: how many it may
-    have at once, threads included. ``disk``: bytes it may write. ``level``: ``"namespaces"`` or ``"landlock"``; by
-    default the better one that works here.
+    Whatever the program does is an Outcome.
 
-    Whatever the program does is an Outcome; only a sandbox that cannot be built raises (SandboxUnavailable).
+    Args:
+        program: Its source.
+        timeout: Seconds of wall clock.
+        memory: Bytes of address space per process.
+        processes: How many it may have at once, threads included.
+        disk: Bytes it may write.
+        level: ``"namespaces"`` or ``"landlock"``; by default the better one that works here.
+
+    Raises:
+        SandboxUnavailable: The sandbox cannot be built; nothing was run.
     """
     if timeout <= 0:
         raise ValueError(f"timeout must be positive, got {timeout}")
@@ -82,7 +89,11 @@ def run_python(
 
 @lru_cache(maxsize=1)
 def containment() -> str:
-    """The level in use, ``"namespaces"`` or ``"landlock"``. Raises SandboxUnavailable with the reasons."""
+    """The level in use, ``"namespaces"`` or ``"landlock"``.
+
+    Raises:
+        SandboxUnavailable: None works here; the reasons are named.
+    """
     if not sys.platform.startswith("linux"):
         raise SandboxUnavailable(f"running model-written code needs Linux, this is {sys.platform}")
     reasons = []
@@ -98,7 +109,11 @@ def containment() -> str:
 
 
 def require_sandbox() -> None:
-    """Raises SandboxUnavailable before any compute."""
+    """Refuse to go on where there is no sandbox: before any compute.
+
+    Raises:
+        SandboxUnavailable: There is none.
+    """
     containment()
 
 

@@ -40,7 +40,10 @@ def is_procedural(name: str) -> bool:
 def load_task(name: str, **options: Any) -> Task:
     """The task ``name`` with its ``options`` (None means not given).
 
-    Raises ValueError for an unknown task or option (with the nearest names), NoData or BadLine for its data.
+    Raises:
+        ValueError: An unknown task or option; the nearest names are suggested.
+        NoData: Its data are not there.
+        BadLine: Its data are damaged.
     """
     options = {key: value for key, value in options.items() if value is not None}
     if name.startswith("reasoning_gym:"):

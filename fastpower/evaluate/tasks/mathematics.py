@@ -41,8 +41,10 @@ def aime(data: str | Path | None = None, skip_bad_lines: bool = False) -> Task:
 
 
 def gsm8k(data: str | Path | None = None, skip_bad_lines: bool = False) -> Task:
-    """GSM8K (Cobbe et al. 2021). Rows: ``question``, ``answer`` ending in ``#### 42``. Graded by the boxed number,
-    else the last number of the answer."""
+    """GSM8K (Cobbe et al. 2021). Rows: ``question``, ``answer`` ending in ``#### 42``.
+
+    Graded by the boxed number, else the last number of the answer.
+    """
     rows = rows_of("gsm8k", data, ("openai/gsm8k", "main", "test"), skip_bad_lines)
     problems = []
     for i, row in enumerate(rows):
