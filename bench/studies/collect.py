@@ -12,7 +12,7 @@ import argparse
 import datetime
 import hashlib
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,8 @@ def collect(name: str, folders: Sequence[Path], model: Path, named: str, commit:
             raise ValueError(f"the run folders have different {key}: {', '.join(sorted(values))}")
     records: dict[str, dict[str, Any]] = {}
     finished: list[float] = []
-    for folder in folders:
-        for record in read_records(folder, timings=True):
+    for folder, found in zip(folders, configs, strict=True):
+        for record in complete(read_records(folder, timings=True), found["config"], folder):
             records.setdefault(record["id"], dict(record))
             if record.get("finished"):
                 finished.append(float(record["finished"]))
@@ -66,7 +66,7 @@ def collect(name: str, folders: Sequence[Path], model: Path, named: str, commit:
         "dates": [_date(min(finished)), _date(max(finished))] if finished else [],
         "machine": f"{cpu_name()}, 2 cores",
         "versions": configs[0]["versions"],
-        "commands": [command_of(found["config"], model.name) for found in configs],
+        "commands": [command_of(found["config"], groups, model.name) for found in configs],
     }
     extra: dict[str, Any] = {"moves": {m: moves_of(g) for m, g in groups.items() if any(r["trace"] for r in g)}}
     extra["moves"] = {method: found for method, found in extra["moves"].items() if found is not None}
@@ -78,9 +78,22 @@ def collect(name: str, folders: Sequence[Path], model: Path, named: str, commit:
     return Study(name, facts, problems, methods, extra)
 
 
-def command_of(config: Mapping[str, Any], model: str) -> str:
+def complete(records: Sequence[Mapping[str, Any]], config: Mapping[str, Any], folder: Path) -> list[Mapping[str, Any]]:
+    """Records of the methods that are finished in a folder: short answers finish first, so that those of an unfinished
+    method are not like the rest."""
+    kept = []
+    for method in (found["label"] for found in config["methods"]):
+        group = [record for record in records if record["method"] == method]
+        if len(group) == config["problems"] * config["chains"]:
+            kept += group
+        elif group:
+            print(f"left out {method} of {folder.name}: {len(group)} answers, not all are there")
+    return kept
+
+
+def command_of(config: Mapping[str, Any], kept: Collection[str], model: str) -> str:
     """The command that fills such a run folder, with names of files instead of their paths."""
-    methods = ",".join(method["label"] for method in config["methods"])
+    methods = ",".join(method["label"] for method in config["methods"] if method["label"] in kept)
     if any(method["label"].startswith("published_mh") for method in config["methods"]):
         start = "python -m bench.studies.published"
     else:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.studies import pictures, tables
+from bench.studies.findings import findings
 from bench.studies.study import RESULTS, Study
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,6 +23,7 @@ PAGES = ("README.md", "docs/results.md")
 BLOCK = re.compile(r"(<!-- study: (\w+) (\w+) -->\n).*?(<!-- end of study -->)", re.DOTALL)
 
 TABLES: dict[str, Callable[[Study], str]] = {
+    "findings": findings,
     "facts": tables.facts_line,
     "methods": tables.methods_table,
     "short": tables.short_table,
@@ -45,7 +47,8 @@ def images() -> dict[str, str]:
     found = {}
     for file in sorted(RESULTS.glob("*.json")):
         study = Study.load(file.stem)
-        if len(study.methods) > 2:
+        if len(study.methods) >= 2:
+            study = study.common()
             cost, logp = pictures.cost_chart(study), pictures.logp_chart(study)
             found[f"study_{file.stem}.svg"] = pictures.frame(
                 [("Accuracy against cost", cost), ("Accuracy against log p", logp)]

@@ -40,20 +40,21 @@ def cost_chart(study: Study) -> Chart:
 
 
 def logp_chart(study: Study) -> Chart:
-    """Accuracy against mean log p."""
-    return _accuracy_chart(study, "logp", "mean log p of the answers (nats)", log_x=False)
+    """Accuracy against mean −log p, on a logarithmic axis."""
+    return _accuracy_chart(study, "logp", "mean −log p of the answers (nats): likelier ones to the left", log_x=True)
 
 
 def _accuracy_chart(study: Study, key: str, x_label: str, *, log_x: bool) -> Chart:
     points = []
+    y_label = f"accuracy on {len({row['problem'] for row in study.rows('low_temperature')})} problems"
     for method in study.methods:
         rows = study.rows(method)
-        points.append((label(method), mean_over_problems(rows, key).mean, accuracy(rows)))
+        points.append((label(method), abs(mean_over_problems(rows, key).mean), accuracy(rows)))
     xs = [x for _, x, _ in points]
     low, high = min(e.mean - e.se for _, _, e in points), max(e.mean + e.se for _, _, e in points)
     pad = 0.08 * (high - low)
     span = (min(xs) / 1.3, max(xs) * 1.9) if log_x else (min(xs) - 1, max(xs) + 0.12 * (max(xs) - min(xs)) + 1)
-    chart = Chart(f"accuracy against {key}", x_label, "accuracy", span, (low - pad, high + pad), 560, 330, log_x=log_x)
+    chart = Chart(f"accuracy against {key}", x_label, y_label, span, (low - pad, high + pad), 560, 330, log_x=log_x)
     placed: list[tuple[float, float]] = []
     for i, (name, x, e) in enumerate(points):
         colour = COLOURS[i % len(COLOURS)]

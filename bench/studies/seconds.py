@@ -35,6 +35,8 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=256)
     parser.add_argument("--alone", type=int, default=3)
     parser.add_argument("--together", type=int, default=16)
+    parser.add_argument("--max-rows", type=int, default=64)
+    parser.add_argument("--commit", default="", help="that is measured")
     args = parser.parse_args()
     model = load(str(args.model))
     if (RESULTS / f"{args.name}.json").exists():
@@ -49,7 +51,7 @@ def main() -> None:
             "max_new_tokens": args.max_new_tokens,
             "alpha": 4.0,
             "seed": 0,
-            "commit": "",
+            "commit": args.commit,
             "dates": [datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M")],
             "machine": f"{cpu_name()}, 2 cores",
             "commands": [],
@@ -69,7 +71,7 @@ def main() -> None:
                 found["alone"] = took
             else:
                 start = time.perf_counter()
-                list(records(model, jobs))
+                list(records(model, jobs, max_rows=args.max_rows))
                 found["together"] = round(time.perf_counter() - start, 3)
         study.extra["seconds"][method.label] = found
         study.facts["commands"].append(

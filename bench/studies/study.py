@@ -37,6 +37,15 @@ class Study:
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         return [row for row in rows if below is None or row["chain"] < below]
 
+    def common(self, fewest: int = 20) -> Study:
+        """The study on the problems that all methods have which have at least ``fewest``, without the others: what may
+        be compared side by side."""
+        of = {method: set(columns["problem"]) for method, columns in self.methods.items()}
+        kept = {method: found for method, found in of.items() if len(found) >= fewest}
+        shared = set.intersection(*kept.values()) if kept else set()
+        methods = {m: columns_of([row for row in self.rows(m) if row["problem"] in shared]) for m in kept}
+        return Study(self.name, self.facts, self.problems, methods if shared else {}, self.extra)
+
     def first(self, *names: str) -> Iterator[str]:
         """Labels of the methods whose name is one of ``names``, in the study's order."""
         return (label for label in self.methods if label.partition("(")[0] in names)

@@ -174,14 +174,15 @@ def facts_line(study: Study) -> str:
     when = " to ".join(dict.fromkeys(date[:10] for date in facts["dates"]))
     commands = "\n".join(facts["commands"])
     return (
-        f"{facts['model']}, SHA-256 `{facts['sha256']}`, {facts['weights_and_kv']}; {facts['task']}, "
+        f"{facts['model']}, SHA-256 `{facts['sha256']}`, weights {facts['weights_and_kv']}; {facts['task']}, "
         f"T = {facts['max_new_tokens']}, α = {facts['alpha']:g} unless a method says otherwise, seed {facts['seed']}; "
         f"{when}, commit {facts['commit']}, {facts['machine']}.\n\n```\n{commands}\n```"
     )
 
 
 def short_table(study: Study) -> str:
-    """What a newcomer should see: a line per method, without its diagnostics."""
+    """What a newcomer should see: a line per method, on the problems that all of them have."""
+    study = study.common()
     base = study.rows("low_temperature")
     lines = [
         ["method", "accuracy ± s.e.", "− low temperature [95 %]", "log p", "tokens decoded per answer"],

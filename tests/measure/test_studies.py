@@ -11,6 +11,7 @@ import pytest
 
 from bench.studies import draw
 from bench.studies.answers import concentration
+from bench.studies.collect import complete
 from bench.studies.published import PublishedProcedure
 from bench.studies.study import RESULTS, Study, columns_of
 from bench.studies.tables import label
@@ -76,6 +77,22 @@ def test_saving_and_loading_a_study_changes_nothing(tmp_path):
     study.save(tmp_path)
     again = Study.load("s", tmp_path)
     assert dataclasses.asdict(again) == dataclasses.asdict(study) and again.rows("plain") == rows
+
+
+def test_methods_are_compared_on_the_problems_that_all_of_them_have():
+    def columns(problems):
+        return columns_of([{"problem": p, "chain": 0, "correct": 1} for p in problems])
+
+    study = Study("s", {}, [], {"plain": columns(range(50)), "mh": columns(range(30)), "smc": columns(range(3))})
+    common = study.common(fewest=20)
+    assert {m: len(c["problem"]) for m, c in common.methods.items()} == {"plain": 30, "mh": 30}
+
+
+def test_a_method_whose_answers_are_not_all_there_is_left_out(capsys):
+    config = {"methods": [{"label": "plain"}, {"label": "mh"}], "problems": 2, "chains": 2}
+    records = [{"method": "plain", "id": i} for i in range(4)] + [{"method": "mh", "id": i} for i in range(3)]
+    assert [record["method"] for record in complete(records, config, Path("run"))] == ["plain"] * 4
+    assert "mh" in capsys.readouterr().out
 
 
 # -- concentration ---------------------------------------------------------------------------------------------
