@@ -40,12 +40,25 @@ void without_gil(const Work& work) {
   work();
 }
 
+// Outputs that the caller brings: whether none shares memory with an input or with another output.
+bool apart(std::initializer_list<const View*> outputs, std::initializer_list<const View*> inputs) {
+  for (const View* const* out = outputs.begin(); out != outputs.end(); ++out) {
+    for (const View* const* other = outputs.begin(); other != out; ++other)
+      if ((*out)->overlaps(**other)) return false;
+    for (const View* in : inputs)
+      if ((*out)->overlaps(*in)) return false;
+  }
+  return true;
+}
+
 bool is_logits(const View& z) { return z.ndim() == 2 && z.floats() && z.size(1) > 0 && z.rows_are_dense(); }
 
 Logits logits_of(const View& z) { return {z.data<void>(), z.dtype(), z.size(0), z.size(1), z.stride(0)}; }
 
-py::object direct_sample_tokens(py::handle logits, py::handle alpha, py::handle exponents, py::handle rows,
-                                py::handle keys, py::handle positions, py::handle exclude) {
+// Writes to `out`, a tuple, if that is not None, and returns it.
+py::object direct_sample_tokens_into(py::handle logits, py::handle alpha, py::handle exponents,
+                                     py::handle rows, py::handle keys, py::handle positions,
+                                     py::handle exclude, py::handle out) {
   View z, a, e, r, k, p, x;
   if (!see({{&z, logits}, {&a, alpha}, {&e, exponents}, {&r, rows}, {&k, keys}, {&p, positions}}))
     return py::none();
@@ -58,15 +71,39 @@ py::object direct_sample_tokens(py::handle logits, py::handle alpha, py::handle 
   int64_t* token;
   float *logp, *logz, *entropy;
   int32_t* status;
-  py::tuple result =
-      py::make_tuple(output({draws}, &token), output({draws}, &logp), output({batch, count}, &logz),
-                     output({batch}, &entropy), output({batch}, &status));
+  py::tuple result;
+  if (out.is_none()) {
+    result = py::make_tuple(output({draws}, &token), output({draws}, &logp), output({batch, count}, &logz),
+                            output({batch}, &entropy), output({batch}, &status));
+  } else {
+    View t, l, g, h, s;
+    if (!PyTuple_Check(out.ptr()) || PyTuple_GET_SIZE(out.ptr()) != 5) return py::none();
+    const auto item = [&](int i) { return py::handle(PyTuple_GET_ITEM(out.ptr(), i)); };
+    if (!see({{&t, item(0)}, {&l, item(1)}, {&g, item(2)}, {&h, item(3)}, {&s, item(4)}})) return py::none();
+    if (!t.vector<int64_t>(draws) || !l.vector<float>(draws) || !g.matrix<float>(batch, count) ||
+        !h.vector<float>(batch) || !s.vector<int32_t>(batch))
+      return py::none();
+    if (!apart({&t, &l, &g, &h, &s}, {&z, &a, &e, &r, &k, &p}) ||
+        (excluding && !apart({&t, &l, &g, &h, &s}, {&x})))
+      return py::none();
+    token = t.data<int64_t>();
+    logp = l.data<float>();
+    logz = g.data<float>();
+    entropy = h.data<float>();
+    status = s.data<int32_t>();
+    result = py::reinterpret_borrow<py::tuple>(out);
+  }
   without_gil([&] {
     sample_tokens(logits_of(z), a.data<float>(), e.data<float>(), count, draws, r.data<int64_t>(),
                   k.data<int64_t>(), p.data<int64_t>(), excluding ? x.data<int64_t>() : nullptr, token, logp,
                   logz, entropy, status);
   });
   return result;
+}
+
+py::object direct_sample_tokens(py::handle logits, py::handle alpha, py::handle exponents, py::handle rows,
+                                py::handle keys, py::handle positions, py::handle exclude) {
+  return direct_sample_tokens_into(logits, alpha, exponents, rows, keys, positions, exclude, py::none());
 }
 
 py::object direct_score_tokens(py::handle logits, py::handle tokens, py::handle exponents) {
@@ -120,11 +157,12 @@ bool direct_append_kv(py::handle key, py::handle value, py::handle k_cache, py::
 // Scores are float32: beyond these a scale or a soft cap would make them infinite or nothing at all.
 constexpr double kLargest = 18446744073709551616.0;  // 2^64
 
-py::object direct_paged_attention(py::handle query, py::handle k_cache, py::handle v_cache,
-                                  py::handle page_table, py::handle query_starts, py::handle lengths,
-                                  double scale, py::handle window, double softcap, py::handle shared_starts,
-                                  py::handle shared_pages) {
-  View q, k, v, t, s, n, starts, pages;
+// Writes to `given` if that is not None, and returns it.
+py::object direct_paged_attention_into(py::handle query, py::handle k_cache, py::handle v_cache,
+                                       py::handle page_table, py::handle query_starts, py::handle lengths,
+                                       double scale, py::handle window, double softcap,
+                                       py::handle shared_starts, py::handle shared_pages, py::handle given) {
+  View q, k, v, t, s, n, starts, pages, o;
   if (!PyLong_CheckExact(window.ptr()) ||
       !see({{&q, query}, {&k, k_cache}, {&v, v_cache}, {&t, page_table}, {&s, query_starts}, {&n, lengths}}))
     return py::none();
@@ -147,7 +185,18 @@ py::object direct_paged_attention(py::handle query, py::handle k_cache, py::hand
     return py::none();
   }
   void* out;
-  py::object result = owned(empty_of(q.dtype(), {q.size(0), q_heads, dim}, &out));
+  py::object result;
+  if (given.is_none()) {
+    result = owned(empty_of(q.dtype(), {q.size(0), q_heads, dim}, &out));
+  } else {
+    if (!o.of(given.ptr()) || !o.same_dtype(q) || o.ndim() != 3 || !o.contiguous() ||
+        o.size(0) != q.size(0) || o.size(1) != q_heads || o.size(2) != dim)
+      return py::none();
+    if (!apart({&o}, {&q, &k, &v, &t, &s, &n}) || (sharing && !apart({&o}, {&starts, &pages})))
+      return py::none();
+    out = o.data<void>();
+    result = py::reinterpret_borrow<py::object>(given);
+  }
   const PagedAttention a{q.data<void>(),
                          k.data<void>(),
                          v.data<void>(),
@@ -179,11 +228,21 @@ py::object direct_paged_attention(py::handle query, py::handle k_cache, py::hand
   return result;
 }
 
+py::object direct_paged_attention(py::handle query, py::handle k_cache, py::handle v_cache,
+                                  py::handle page_table, py::handle query_starts, py::handle lengths,
+                                  double scale, py::handle window, double softcap, py::handle shared_starts,
+                                  py::handle shared_pages) {
+  return direct_paged_attention_into(query, k_cache, v_cache, page_table, query_starts, lengths, scale,
+                                     window, softcap, shared_starts, shared_pages, py::none());
+}
+
 }  // namespace
 
 void bind_direct(py::module_& m) {
   m.def("use_tensors_of", [](py::handle type) { return use_tensors_of(type.ptr()); });
   m.def("direct_sample_tokens", &direct_sample_tokens);
+  m.def("direct_sample_tokens_into", &direct_sample_tokens_into);
+  m.def("direct_paged_attention_into", &direct_paged_attention_into);
   m.def("direct_score_tokens", &direct_score_tokens);
   m.def("direct_append_kv", &direct_append_kv);
   m.def("direct_paged_attention", &direct_paged_attention);

@@ -5,6 +5,7 @@
 #include <initializer_list>
 #include <new>
 #include <type_traits>
+#include <utility>
 
 #include "cpu/sizes.h"
 
@@ -97,6 +98,33 @@ template bool View::holds<int64_t>() const;
 template bool View::holds<float>() const;
 template bool View::holds<float16>() const;
 template bool View::holds<bfloat16>() const;
+
+bool View::contiguous() const {
+  int64_t expected = 1;
+  for (int i = ndim() - 1; i >= 0; --i) {
+    if (size(i) == 0) return true;
+    if (size(i) != 1 && stride(i) != expected) return false;
+    expected *= size(i);
+  }
+  return true;
+}
+
+bool View::overlaps(const View& other) const {
+  const auto reach = [](const View& view) {
+    const char* const first = view.data<const char>();
+    int64_t low = 0, high = 1;
+    for (int i = 0; i < view.ndim(); ++i) {
+      if (view.size(i) == 0) return std::pair(first, first);
+      const int64_t far = (view.size(i) - 1) * view.stride(i);
+      (far < 0 ? low : high) += far;
+    }
+    const int64_t size = view.tensor_.dtype.bits / 8;
+    return std::pair(first + low * size, first + high * size);
+  };
+  const auto [begin, end] = reach(*this);
+  const auto [other_begin, other_end] = reach(other);
+  return begin < end && other_begin < other_end && begin < other_end && other_begin < end;
+}
 
 bool View::same_dtype(const View& other) const { return same(tensor_.dtype, other.tensor_.dtype); }
 

@@ -72,6 +72,14 @@ class View {
   bool vector(int64_t n = -1) const {
     return ndim() == 1 && holds<T>() && (n < 0 || size(0) == n) && (stride(0) == 1 || size(0) <= 1);
   }
+  // Rows of `columns` entries, one behind the other.
+  template <class T>
+  bool matrix(int64_t rows, int64_t columns) const {
+    return ndim() == 2 && holds<T>() && size(0) == rows && size(1) == columns && contiguous();
+  }
+  bool contiguous() const;
+  // Whether the memory from a tensor's first entry to its last meets the other's.
+  bool overlaps(const View& other) const;
   bool rows_are_dense() const { return stride(ndim() - 1) == 1 || size(ndim() - 1) <= 1; }
 
  private:

@@ -44,9 +44,9 @@ int default_threads() {
 }
 
 struct Job {
-  Job(const std::function<void(int64_t)>& what, int64_t count) : fn(&what), tasks(count) {}
+  Job(FunctionRef<int64_t> what, int64_t count) : fn(what), tasks(count) {}
 
-  const std::function<void(int64_t)>* fn;
+  FunctionRef<int64_t> fn;
   int64_t tasks;
   std::atomic<int64_t> next{0};
   std::atomic<int> running{0};  // workers that may still touch this job
@@ -57,7 +57,7 @@ struct Job {
   // this job.
   void work() noexcept {
     try {
-      for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) (*fn)(i);
+      for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) fn(i);
     } catch (...) {
       if (!failed.exchange(true, std::memory_order_acq_rel)) error = std::current_exception();
       next.store(tasks, std::memory_order_relaxed);  // the rest is not worth doing
@@ -67,7 +67,7 @@ struct Job {
 
 class Pool {
  public:
-  void run(int64_t tasks, int threads, const std::function<void(int64_t)>& fn) {
+  void run(int64_t tasks, int threads, FunctionRef<int64_t> fn) {
     std::lock_guard<std::mutex> turn(turn_);
     const int workers = grow(threads - 1);
     Job job(fn, tasks);
@@ -178,7 +178,7 @@ void set_num_threads(int n) {
   g_threads.store(n, std::memory_order_relaxed);
 }
 
-void parallel_for(int64_t tasks, const std::function<void(int64_t)>& fn) {
+void parallel_for(int64_t tasks, FunctionRef<int64_t> fn) {
   const int threads = num_threads();
   if (tasks <= 1 || threads == 1 || t_inside) {
     for (int64_t i = 0; i < tasks; ++i) fn(i);
@@ -196,25 +196,32 @@ int64_t run_begin(int64_t tasks, int64_t run) {
   return tasks * std::min(run, runs) / runs;
 }
 
-void parallel_runs(int64_t tasks, const std::function<void(const RunTask&)>& fn) {
+void parallel_runs(int64_t tasks, FunctionRef<const RunTask&> fn) {
   const int64_t runs = std::min<int64_t>(num_threads(), tasks);
   if (runs <= 1 || t_inside) {
     for (int64_t i = 0; i < tasks; ++i) fn({i, i + 1 < tasks ? i + 1 : -1, 0});
     return;
   }
   // What is left of a run: first task << 32 | end. Its own thread takes the first, others take the last.
+  // Kept by the thread that asks: a kernel's second call allocates nothing.
   struct alignas(64) Left {
-    std::atomic<uint64_t> range;
+    std::atomic<uint64_t> range{0};
   };
-  std::vector<Left> left(static_cast<size_t>(runs));
+  static thread_local std::unique_ptr<Left[]> kept;
+  static thread_local int64_t room = 0;
+  if (room < runs) {
+    kept.reset(new Left[static_cast<size_t>(runs)]);
+    room = runs;
+  }
+  Left* const left = kept.get();  // by this name for the workers, whose own is another
   for (int64_t r = 0; r < runs; ++r)
-    left[static_cast<size_t>(r)].range.store(
+    left[r].range.store(
         static_cast<uint64_t>(run_begin(tasks, r)) << 32 | static_cast<uint64_t>(run_begin(tasks, r + 1)),
         std::memory_order_relaxed);
   parallel_for(runs, [&](int64_t own) {
     for (int64_t i = 0; i < runs; ++i) {
       const int64_t run = (own + i) % runs;
-      std::atomic<uint64_t>& range = left[static_cast<size_t>(run)].range;
+      std::atomic<uint64_t>& range = left[run].range;
       for (uint64_t seen = range.load(std::memory_order_relaxed);;) {
         const int64_t begin = static_cast<int64_t>(seen >> 32),
                       end = static_cast<int64_t>(seen & 0xffffffffu);

@@ -18,6 +18,7 @@ if not (Path(__file__).parent / "reference").exists() and (_checkout / "referenc
 
 from fastpower.kernels.dispatch import BACKENDS, Status, backends  # noqa: E402
 from fastpower.kernels.linear import linear, pack_linear  # noqa: E402
+from fastpower.kernels.outputs import paged_attention_workspace, sample_tokens_workspace  # noqa: E402
 from fastpower.kernels.packed_linear import PackedLinear  # noqa: E402
 from fastpower.kernels.paging import append_kv, copy_pages, paged_attention  # noqa: E402
 from fastpower.kernels.quantised import QuantisedBlocks, quantise  # noqa: E402
@@ -38,8 +39,10 @@ __all__ = [
     "linear",
     "pack_linear",
     "paged_attention",
+    "paged_attention_workspace",
     "quantise",
     "resample",
     "sample_tokens",
+    "sample_tokens_workspace",
     "score_tokens",
 ]

@@ -231,6 +231,12 @@ class Contract:
             return None
         return made[0] if len(made) == 1 else tuple(made)
 
+    def outputs_for(self, *values: Any) -> tuple[Tensor, ...]:
+        """The outputs of a call, allocated and not yet written. Raises like ``check``."""
+        self.check(*values)
+        made = self.fake(*values)
+        return (made,) if isinstance(made, Tensor) else tuple(made or ())
+
     def register(self, implementation: Callable[..., Any]) -> Any:
         """``torch.ops.fastpower.<op>``, which runs ``implementation``; see ``dispatch.register``."""
         return register(self.schema, implementation, self.fake)

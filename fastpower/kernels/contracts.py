@@ -15,6 +15,7 @@ import torch
 from fastpower.kernels.arguments import FLOATS
 from fastpower.kernels.caches import check_pages, check_written
 from fastpower.kernels.contract import Argument, Contract, Output, Scalar, Sizes, Values
+from fastpower.kernels.outputs import check_outputs
 
 _F32, _F64 = (torch.float32,), (torch.float64,)
 _I32, _I64, _U8 = (torch.int32,), (torch.int64,), (torch.uint8,)
@@ -94,6 +95,32 @@ def _resample(uniforms: str) -> Contract:
     )
 
 
+def _writing(contract: Contract, names: tuple[str, ...]) -> Contract:
+    """The operator that writes the outputs of ``contract`` to tensors of the caller, and works in memory of theirs."""
+
+    def may_be_written(op: str, arguments: Mapping[str, Any], _: Sizes) -> None:
+        op = op.removesuffix("_out")
+        inputs = [arguments[argument.name] for _, argument in contract.tensors]
+        check_outputs(op, {name: arguments[name] for name in names}, arguments["workspace"], inputs)
+
+    written = (
+        Argument(
+            name,
+            output.dtype if isinstance(output.dtype, str) else (output.dtype,),
+            output.shape,
+            written=True,
+            label="out" if name == "out" else f"out.{name}",
+        )
+        for name, output in zip(names, contract.outputs, strict=True)
+    )
+    return Contract(
+        f"{contract.op}_out",
+        (*contract.arguments, *written, Argument("workspace", _U8, "bytes", optional=True, written=True)),
+        rules=(*contract.rules, may_be_written),
+        first=contract.first,
+    )
+
+
 SAMPLE_TOKENS = Contract(
     "sample_tokens",
     (
@@ -114,6 +141,8 @@ SAMPLE_TOKENS = Contract(
     ),
     (_logits_have_dense_rows,),
 )
+
+SAMPLE_TOKENS_OUT = _writing(SAMPLE_TOKENS, ("token", "logp", "logz", "entropy", "status"))
 
 SCORE_TOKENS = Contract(
     "score_tokens",
@@ -176,6 +205,8 @@ PAGED_ATTENTION = Contract(
     first=("query", "lengths"),
 )
 
+PAGED_ATTENTION_OUT = _writing(PAGED_ATTENTION, ("out",))
+
 RESAMPLE = _resample("R? N")
 RESAMPLE_SYSTEMATIC = _resample("R? 1")  #: one uniform a set of particles
 
@@ -197,5 +228,8 @@ LINEAR = Contract(
 #: every operator that is registered with torch, by its name
 CONTRACTS = {
     contract.op: contract
-    for contract in (SAMPLE_TOKENS, SCORE_TOKENS, APPEND_KV, COPY_PAGES, PAGED_ATTENTION, RESAMPLE, LINEAR)
+    for contract in (
+        *(SAMPLE_TOKENS, SAMPLE_TOKENS_OUT, SCORE_TOKENS, APPEND_KV, COPY_PAGES),
+        *(PAGED_ATTENTION, PAGED_ATTENTION_OUT, RESAMPLE, LINEAR),
+    )
 }

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from fastpower.kernels.addresses import address
-from fastpower.kernels.contracts import APPEND_KV, COPY_PAGES, PAGED_ATTENTION
+from fastpower.kernels.contracts import APPEND_KV, COPY_PAGES, PAGED_ATTENTION, PAGED_ATTENTION_OUT
 from fastpower.kernels.dispatch import compiling, direct, resolve, route
+from fastpower.kernels.outputs import run_into
 
 
 def append_kv(
@@ -78,6 +79,8 @@ def paged_attention(
     softcap: float = 0.0,
     shared: tuple[Tensor, Tensor] | None = None,
     ancestors: Tensor | None = None,
+    out: Tensor | None = None,
+    workspace: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Causal attention of ragged queries (decode, chunked prefill, both mixed) over paged keys and values.
@@ -104,6 +107,10 @@ def paged_attention(
         ancestors: (N,) int64: the queries of a sequence, at most 64, form a tree. Bit j of a query's word says whether
             it sees its sequence's query j; bits before its own are its ancestors', its own is set, none is behind it.
             Everything before the sequence's first query it sees anyway. Not together with ``window``.
+        out: (N, Hq, D), contiguous, of the query's dtype, apart from the arguments: Written and returned. The bits are
+            those of a call without.
+        workspace: (bytes,) uint8 on the query's device, at least ``paged_attention_workspace`` many. With ``out`` and
+            this a call allocates nothing; without it, or where it needs none, working memory is the backend's affair.
         backend: See ``fastpower.kernels.backends``.
 
     Returns:
@@ -120,22 +127,15 @@ def paged_attention(
     """
     starts, pages = (None, None) if shared is None else shared
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
+    tensors = (query, k_cache, v_cache, page_table, query_starts, lengths)
+    if out is not None or workspace is not None:
+        arguments = (*tensors, scale, window, float(softcap), starts, pages, ancestors)
+        if out is None:  # only the workspace is the caller's
+            (out,) = PAGED_ATTENTION.outputs_for(*arguments)
+        (_paged_attention_out_op if compiling() else _paged_attention_out)(*arguments, out, workspace, backend)
+        return out
     call = _paged_attention_op if compiling() else _paged_attention
-    result: Tensor = call(
-        query,
-        k_cache,
-        v_cache,
-        page_table,
-        query_starts,
-        lengths,
-        scale,
-        window,
-        float(softcap),
-        starts,
-        pages,
-        ancestors,
-        backend,
-    )
+    result: Tensor = call(*tensors, scale, window, float(softcap), starts, pages, ancestors, backend)
     return result
 
 
@@ -196,6 +196,40 @@ def _paged_attention(
     return result
 
 
+def _paged_attention_out(
+    query: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    page_table: Tensor,
+    query_starts: Tensor,
+    lengths: Tensor,
+    scale: float,
+    window: int,
+    softcap: float,
+    shared_starts: Tensor | None,
+    shared_pages: Tensor | None,
+    ancestors: Tensor | None,
+    out: Tensor,
+    workspace: Tensor | None,
+    backend: str,
+) -> None:
+    op, native = "paged_attention", direct(backend)
+    tensors = (query, k_cache, v_cache, page_table, query_starts, lengths)
+    shared = (shared_starts, shared_pages)
+    plain = ancestors is None and workspace is None and not getattr(out, "requires_grad", True)
+    if native is not None and plain:
+        done = native.direct_paged_attention_into(*tensors, scale, window, softcap, *shared, out)
+        if done is not None:
+            return
+    PAGED_ATTENTION_OUT.check(*tensors, scale, window, softcap, *shared, ancestors, out, workspace)
+    backend, run = route(op, backend, query)
+    groups = None if shared_starts is None else shared
+    if backend != "cpu" and query.is_cpu:
+        resolve(op, "cpu", query.device)(*tensors, shared=groups, ancestors=ancestors, check_only=True)
+    options = {"scale": scale, "window": window, "softcap": softcap, "shared": groups, "ancestors": ancestors}
+    run_into(backend, run, tensors, options, out, workspace)
+
+
 def _native() -> Any:
     from fastpower import _C
 
@@ -204,4 +238,5 @@ def _native() -> Any:
 
 _append_kv_op = APPEND_KV.register(_append_kv)
 _copy_pages_op = COPY_PAGES.register(_copy_pages)
+_paged_attention_out_op = PAGED_ATTENTION_OUT.register(_paged_attention_out)
 _paged_attention_op = PAGED_ATTENTION.register(_paged_attention)

@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from fastpower.kernels.contracts import SAMPLE_TOKENS, SCORE_TOKENS
+from fastpower.kernels.contracts import SAMPLE_TOKENS, SAMPLE_TOKENS_OUT, SCORE_TOKENS
 from fastpower.kernels.dispatch import compiling, direct, route
+from fastpower.kernels.outputs import run_into
 
 
 class TokenSamples(NamedTuple):
@@ -38,6 +39,8 @@ def sample_tokens(
     positions: Tensor,
     exclude: Tensor | None = None,
     *,
+    out: TokenSamples | None = None,
+    workspace: Tensor | None = None,
     backend: str = "auto",
 ) -> TokenSamples:
     """Draw tokens from rows of logits and return the rows' statistics, reading the logits once.
@@ -58,6 +61,10 @@ def sample_tokens(
         keys: (D,) int64, the bits of a 64-bit Philox key (``fastpower.random.derive``).
         positions: (D,) int64, the Philox counter; its low 32 bits count.
         exclude: (D,) int64, a token removed from that draw, -1 for none. The draw is exact however little is left.
+        out: Tensors to be written and returned, contiguous, apart from each other and from the arguments. The bits are
+            those of a call without.
+        workspace: (bytes,) uint8 on the logits' device, at least ``sample_tokens_workspace`` many. With ``out`` and
+            this a call allocates nothing; without it, or where it needs none, working memory is the backend's affair.
         backend: See ``fastpower.kernels.backends``.
 
     Raises:
@@ -66,6 +73,8 @@ def sample_tokens(
             of range.
         BackendUnavailable: The backend cannot run here.
     """
+    if out is not None or workspace is not None:
+        return _sample_into(logits, alpha, exponents, rows, keys, positions, exclude, out, workspace, backend)
     arguments = (logits, alpha, exponents, rows, keys, positions, exclude, backend)
     return TokenSamples(*(_sample_tokens_op(*arguments) if compiling() else _sample_tokens(*arguments)))
 
@@ -111,6 +120,56 @@ def _sample_tokens(
     return result
 
 
+def _sample_into(
+    logits: Tensor,
+    alpha: Tensor,
+    exponents: Tensor,
+    rows: Tensor,
+    keys: Tensor,
+    positions: Tensor,
+    exclude: Tensor | None,
+    out: TokenSamples | None,
+    workspace: Tensor | None,
+    backend: str,
+) -> TokenSamples:
+    arguments = (logits, alpha, exponents, rows, keys, positions, exclude)
+    if out is None:  # only the workspace is the caller's
+        out = TokenSamples(*SAMPLE_TOKENS.outputs_for(*arguments))
+    elif not isinstance(out, tuple) or len(out) != len(TokenSamples._fields):
+        raise TypeError(f"sample_tokens: out must be TokenSamples of five tensors, got {type(out).__name__}")
+    call = _sample_tokens_out_op if compiling() else _sample_tokens_out
+    call(*arguments, *out, workspace, backend)
+    return TokenSamples(*out)
+
+
+def _sample_tokens_out(
+    logits: Tensor,
+    alpha: Tensor,
+    exponents: Tensor,
+    rows: Tensor,
+    keys: Tensor,
+    positions: Tensor,
+    exclude: Tensor | None,
+    token: Tensor,
+    logp: Tensor,
+    logz: Tensor,
+    entropy: Tensor,
+    status: Tensor,
+    workspace: Tensor | None,
+    backend: str,
+) -> None:
+    native, out = direct(backend), (token, logp, logz, entropy, status)
+    arguments = (logits, alpha, exponents, rows, keys, positions, exclude)
+    free = workspace is None and not (logp.requires_grad or logz.requires_grad or entropy.requires_grad)
+    if native is not None and free and native.direct_sample_tokens_into(*arguments, out) is not None:
+        return
+    sizes = SAMPLE_TOKENS_OUT.check(*arguments, *out, workspace)
+    backend, run = route("sample_tokens", backend, logits)
+    if backend != "cpu" and logits.is_cpu:
+        SAMPLE_TOKENS.check_values(sizes, *arguments)
+    run_into(backend, run, arguments, {}, out, workspace)
+
+
 def _score_tokens(
     logits: Tensor, tokens: Tensor, exponents: Tensor, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -128,4 +187,5 @@ def _score_tokens(
 
 
 _sample_tokens_op = SAMPLE_TOKENS.register(_sample_tokens)
+_sample_tokens_out_op = SAMPLE_TOKENS_OUT.register(_sample_tokens_out)
 _score_tokens_op = SCORE_TOKENS.register(_score_tokens)

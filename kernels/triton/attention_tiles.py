@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .device import on_its_device
+from .device import Room, on_its_device
 
 FIELDS = tl.constexpr(6)  # of a tile, see AttentionPlan
 
@@ -163,16 +163,24 @@ def plan_kernel(
 
 
 @on_its_device
-def plan_tiles(query_starts, lengths, *, queries, HG, M, split, page_size, low=0, high=None, shared=None, tree=False):
+def plan_tiles(
+    query_starts, lengths, *, queries, HG, M, split, page_size, low=0, high=None, shared=None, tree=False, room=None
+):
     """The plan of queries low … high − 1 (default all), made on the device: one launch."""
     high = queries if high is None else high
     sequences, groups = lengths.shape[0], 0 if shared is None else shared[1].shape[0]
     own_tiles, group_tiles = (tile_bound(owners, high - low, HG, M) for owners in (sequences, groups))
-    tiles = torch.empty((own_tiles + group_tiles, 6), dtype=torch.int32, device=lengths.device)
-    last = torch.empty(queries, dtype=torch.int32, device=lengths.device)
+    room = Room(lengths.device) if room is None else room
+    tiles, last = (room.empty(*part) for part in plan_shapes(high - low, queries, sequences, groups, HG, M))
     plan_kernel[(own_tiles + group_tiles,)](
         *(query_starts, lengths, *(shared if groups else (query_starts, lengths)), tiles, last),
         *(sequences, groups, low, high, own_tiles, page_size),
         **dict(M=M, HG=HG, SPLIT=split, TREE=tree, BLOCK=256, num_warps=4),
     )
     return AttentionPlan(tiles, last)
+
+
+def plan_shapes(count, queries, sequences, groups, HG, M):
+    """((shape, dtype) of the tiles, of last) of a plan of ``count`` of the queries."""
+    tiles = sum(tile_bound(owners, count, HG, M) for owners in (sequences, groups))
+    return ((tiles, 6), torch.int32), ((queries,), torch.int32)

@@ -20,8 +20,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .attention_tiles import FIELDS, plan_tiles, tile
-from .device import on_its_device
+from .attention_tiles import FIELDS, plan_shapes, plan_tiles, tile
+from .device import Room, on_its_device
 from .registers import ALL_REGISTERS
 
 SPLIT = 256
@@ -284,6 +284,8 @@ def paged_attention(
     shared=None,
     ancestors=None,
     plan=None,
+    out=None,
+    workspace=None,
 ):
     """Causal paged attention; the contract is that of ``fastpower.kernels.paged_attention``.
 
@@ -298,7 +300,8 @@ def paged_attention(
     queries, heads, D = query.shape
     page_size, kv_heads = k_cache.shape[1:3]
     max_pages = page_table.shape[1]
-    out = torch.empty((queries, heads, D), dtype=query.dtype, device=query.device)
+    if out is None:
+        out = torch.empty((queries, heads, D), dtype=query.dtype, device=query.device)
     if queries == 0:
         return out
     if query.stride(2) != 1:
@@ -312,16 +315,16 @@ def paged_attention(
         shared = None  # under a window a shared prefix is soon out of sight: not worth a second kind of mask
     cut = dict(queries=queries, HG=HG, M=M, split=SPLIT, page_size=page_size, shared=shared, tree=tree)
 
-    step = queries if splits == 1 else max(1, MAX_PARTIAL_BYTES // (splits * heads * (D + 2) * 4))
+    step = chunk_of(queries, splits, heads, D)
     for low in range(0, queries, step):
         count = min(step, queries - low)
-        part = plan
+        part, room = plan, Room(query.device, workspace, "paged_attention")
         if plan is None or count < queries:
-            part = plan_tiles(query_starts, lengths, low=low, high=low + count, **cut)
+            part = plan_tiles(query_starts, lengths, low=low, high=low + count, **cut, room=room)
         m = s = partial = out
         if splits > 1:
-            partial = torch.empty((splits, count, heads, D), dtype=torch.float32, device=query.device)
-            m, s = torch.empty((2, splits, count, heads), dtype=torch.float32, device=query.device)
+            partial = room.empty((splits, count, heads, D), torch.float32)
+            m, s = room.empty((2, splits, count, heads), torch.float32)
         attend_kernel[(part.tiles.shape[0], kv_heads, splits)](
             *(query, k_cache, v_cache, page_table, query_starts, lengths),
             *(query_starts if ancestors is None else ancestors, part.tiles, partial, m, s, low, low + count),
@@ -337,6 +340,23 @@ def paged_attention(
                 **dict(shape, CHUNK=fold_chunk(shape["DP"]), WINDOW=window_flag, num_warps=4),
             )
     return out
+
+
+def workspace(query, k_cache, page_table, lengths, groups):
+    """Bytes that a call works in. A query with last stride other than 1 is copied besides."""
+    (queries, heads, D), (page_size, kv_heads) = query.shape, k_cache.shape[1:3]
+    splits = triton.cdiv(page_table.shape[1] * page_size, SPLIT)
+    count = min(queries, chunk_of(queries, splits, heads, D))
+    planned = plan_shapes(count, queries, lengths.shape[0], groups, heads // kv_heads, tile(query.dtype, D)[0])
+    if splits == 1:
+        return Room.bytes(*planned)
+    parts = (((splits, count, heads, D), torch.float32), ((2, splits, count, heads), torch.float32))
+    return Room.bytes(*planned, *parts)
+
+
+def chunk_of(queries, splits, heads, D):
+    """Queries whose partial results stand in memory at a time."""
+    return queries if splits == 1 else max(1, MAX_PARTIAL_BYTES // (splits * heads * (D + 2) * 4))
 
 
 def fold_chunk(DP):

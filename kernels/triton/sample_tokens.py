@@ -29,7 +29,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .device import on_its_device
+from .device import Room, on_its_device
 
 BLOCK = 4096
 LOG2E, LN2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)
@@ -287,12 +287,13 @@ class Partials(NamedTuple):
 
 
 @on_its_device
-def block_statistics(logits, exponents, alpha=None):
+def block_statistics(logits, exponents, alpha=None, room=None):
     """Launch ``statistics_kernel``: one read of the logits."""
     logits = aligned_rows(logits)
     B, V = logits.shape
     E, blocks = exponents.shape[0], triton.cdiv(V, BLOCK)
-    sums = torch.empty((B, 4 + E, blocks), dtype=torch.float32, device=logits.device)
+    room = Room(logits.device) if room is None else room
+    sums = room.empty((B, 4 + E, blocks), torch.float32)
     statistics_kernel[(B, blocks)](
         *(logits, logits.stride(0), V, exponents if alpha is None else alpha, exponents, sums),
         **dict(E=E, HAS_ALPHA=alpha is not None, BLOCK=BLOCK, num_warps=8),
@@ -323,21 +324,30 @@ def empty_statistics(B, E, device):
     )
 
 
+def workspace(logits, exponents):
+    """Bytes that a call works in, where rows start at multiples of 16 bytes; others are copied first."""
+    B, V = logits.shape
+    return Room.bytes(((B, 4 + exponents.shape[0], triton.cdiv(V, BLOCK)), torch.float32))
+
+
 @on_its_device
-def sample_tokens(logits, alpha, exponents, rows, keys, positions, exclude=None):
+def sample_tokens(logits, alpha, exponents, rows, keys, positions, exclude=None, *, out=None, workspace=None):
     """Draws and row statistics; the contract is that of ``fastpower.kernels.sample_tokens``.
 
     logits (B, V) with last stride 1, alpha (B,), exponents (E,), rows / keys / positions / exclude (D,), all on one
-    device. Arguments are trusted. Three launches, no synchronisation, capturable in a CUDA graph.
+    device; ``out`` and ``workspace`` as there. Arguments are trusted. Three launches, no
+    synchronisation, capturable in a CUDA graph.
     """
     B, D, device = logits.shape[0], rows.shape[0], logits.device
-    token = torch.empty(D, dtype=torch.int64, device=device)
-    logp = torch.empty(D, dtype=torch.float32, device=device)
-    logz, entropy, status = empty_statistics(B, exponents.shape[0], device)
+    if out is None:
+        token = torch.empty(D, dtype=torch.int64, device=device)
+        logp = torch.empty(D, dtype=torch.float32, device=device)
+        out = (token, logp, *empty_statistics(B, exponents.shape[0], device))
+    token, logp, logz, entropy, status = out
     if B == 0:
         return TokenSamples(token, logp, logz, entropy, status)
     alpha, exponents = alpha.contiguous(), exponents.contiguous()
-    partials = block_statistics(logits, exponents, alpha)
+    partials = block_statistics(logits, exponents, alpha, Room(device, workspace, "sample_tokens"))
     merge_kernel[(B,)](
         *(partials.sums, partials.blocks, exponents, logz, entropy, status),
         **dict(partials.constants, NAN=NAN, MASKED=MASKED, num_warps=1),

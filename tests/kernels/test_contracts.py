@@ -20,6 +20,13 @@ def good(op):
     match op:
         case "sample_tokens":
             return list(sampling._replace(exclude=torch.arange(4) - 1))
+        case "sample_tokens_out" | "paged_attention_out":
+            values = good(op.removesuffix("_out"))
+            return [
+                *values,
+                *CONTRACTS[op.removesuffix("_out")].outputs_for(*values),
+                torch.empty(64, dtype=torch.uint8),
+            ]
         case "score_tokens":
             return [sampling.logits, torch.tensor([0, 49, 7]), sampling.exponents]
         case "append_kv":
@@ -38,15 +45,23 @@ def good(op):
 
 def direct(op, argument):
     """The short way to an operator; where there is none, something that leaves everything undone."""
-    function = getattr(dispatch.direct("cpu"), f"direct_{op}", None)
-    if function is None or argument == "ancestors":  # with them it is not asked
+    function = getattr(dispatch.direct("cpu"), f"direct_{op.replace('_out', '_into')}", None)
+    if function is None or argument in ("ancestors", "workspace"):  # with them it is not asked
         return lambda *values: None
-    return (lambda *values: function(*values[:-1])) if op == "paged_attention" else function
+    match op:
+        case "paged_attention":
+            return lambda *values: function(*values[:-1])
+        case "paged_attention_out":
+            return lambda *values: function(*values[:11], values[12])
+        case "sample_tokens_out":
+            return lambda *values: function(*values[:7], tuple(values[7:12]))
+    return function
 
 
 #: whose first size no other argument has
 ALONE = {("sample_tokens", "exponents"), ("score_tokens", "exponents"), ("linear", "x"), ("linear", "panels")}
-ALONE |= {("paged_attention", "query")}
+ALONE |= {("paged_attention", "query"), ("sample_tokens_out", "exponents"), ("paged_attention_out", "query")}
+ALONE |= {("sample_tokens_out", "workspace"), ("paged_attention_out", "workspace")}
 
 
 def spoiled():
@@ -90,7 +105,7 @@ def test_what_does_not_fit_is_refused_by_the_table_and_left_alone_by_the_short_w
         values[i] = torch.ones(3, dtype=torch.int64)
     values[i] = spoil(values[i], wrong)
     label = contract.arguments[i].label or name
-    with pytest.raises((TypeError, ValueError), match=f"^{op}: ") as error:
+    with pytest.raises((TypeError, ValueError), match=f"^{op.removesuffix('_out')}(_out)?: ") as error:
         contract.check(*values)
     if wrong not in ("longer", "device"):  # whichever of two that differ is named
         assert label in str(error.value)

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -55,10 +56,39 @@ class Buffer {
   int64_t size_ = 0;
 };
 
+// What planning works with. The calling thread keeps it, so that only a call larger than all before it
+// allocates: an engine's decode steps are all alike.
+struct PlanMemory {
+  std::vector<int32_t> position;
+  std::vector<int64_t> record_start, shared_splits, first_end, order, thread_of, place;
+  std::vector<Tile> tiles;
+  std::vector<AttentionTask> tasks, dealt;
+  std::vector<const Tile*> folds;
+  Buffer records;
+};
+
+PlanMemory& plan_memory() {
+  static thread_local PlanMemory mine;
+  return mine;
+}
+
 class Plan {
  public:
-  explicit Plan(const PagedAttention& a)
-      : a_(a), position_(a.tokens), record_start_(a.tokens), shared_splits_(a.sequences) {
+  Plan(const PagedAttention& a, PlanMemory* memory)
+      : a_(a),
+        memory_(*memory),
+        position_(memory->position),
+        record_start_(memory->record_start),
+        shared_splits_(memory->shared_splits),
+        tiles_(memory->tiles),
+        tasks_(memory->tasks),
+        folds_(memory->folds) {
+    position_.resize(a.tokens);
+    record_start_.assign(a.tokens, 0);
+    shared_splits_.assign(a.sequences, 0);
+    tiles_.clear();
+    tasks_.clear();
+    folds_.clear();
     for (int64_t s = 0; s < a.sequences; ++s)
       for (int64_t t = a.query_starts[s]; t < a.query_starts[s + 1]; ++t)
         position_[t] = a.lengths[s] - (a.query_starts[s + 1] - t);
@@ -71,10 +101,9 @@ class Plan {
   }
 
   void run(const AttentionKernel& kernel) {
-    static thread_local Buffer records;
     const int64_t record_size = padded_dim(a_.head_dim) + 16;
     const AttentionCall call{&a_, position_.data(), record_start_.data(),
-                             records.reserve(records_ * a_.q_heads * record_size), record_size};
+                             memory_.records.reserve(records_ * a_.q_heads * record_size), record_size};
     parallel_runs(tasks_.size(), [&](const RunTask& run) {
       kernel.run(call, tasks_[run.task], run.next < 0 ? nullptr : &tasks_[run.next]);
     });
@@ -149,7 +178,8 @@ class Plan {
       return threads == 1 ? total + 1 : std::max(kMinTaskCost, total / (threads * tasks_per_thread));
     };
     const int64_t own_limit = limit(kTasksPerThread), shared_limit = limit(kSharedPerThread);
-    std::vector<int64_t> first_end(a_.tokens, 0);  // of the group that a token is in
+    std::vector<int64_t>& first_end = memory_.first_end;  // of the group that a token is in
+    first_end.assign(a_.tokens, 0);
     tasks_.reserve(tiles_.size() * 2);
     folds_.reserve(tiles_.size());
     for (Tile& tile : tiles_) {
@@ -183,13 +213,20 @@ class Plan {
   // Longest first, so that no thread is left with a long task at the end. Of equal ones a thread gets
   // neighbours: the heads of a tile, the sequences behind it, and then what is folded lie in its own cache.
   void deal(int64_t threads) {
-    std::stable_sort(tasks_.begin(), tasks_.end(),
-                     [&](const AttentionTask& x, const AttentionTask& y) { return cost(x) > cost(y); });
     const int64_t tasks = static_cast<int64_t>(tasks_.size());
-    std::vector<int64_t> thread_of(tasks), place(threads + 1);
+    std::vector<int64_t>&order = memory_.order, &thread_of = memory_.thread_of, &place = memory_.place;
+    order.resize(tasks);
+    std::iota(order.begin(), order.end(), 0);
+    // Not std::stable_sort, which allocates: of equal ones the first comes first.
+    std::sort(order.begin(), order.end(), [&](int64_t x, int64_t y) {
+      const int64_t x_cost = cost(tasks_[x]), y_cost = cost(tasks_[y]);
+      return x_cost != y_cost ? x_cost > y_cost : x < y;
+    });
+    thread_of.resize(tasks);
+    place.assign(threads + 1, 0);
     int64_t favoured = 0;  // the next thread to get one more than others
     for (int64_t first = 0, last; first < tasks; first = last) {
-      for (last = first + 1; last < tasks && cost(tasks_[last]) == cost(tasks_[first]);) ++last;
+      for (last = first + 1; last < tasks && cost(tasks_[order[last]]) == cost(tasks_[order[first]]);) ++last;
       const int64_t rest = (last - first) % threads;
       int64_t i = first;
       for (int64_t t = 0; t < threads; ++t) {
@@ -200,8 +237,9 @@ class Plan {
     }
     for (int64_t t : thread_of) ++place[t + 1];
     for (int64_t t = 0; t < threads; ++t) place[t + 1] += place[t];
-    std::vector<AttentionTask> dealt(tasks);
-    for (int64_t i = 0; i < tasks; ++i) dealt[place[thread_of[i]]++] = tasks_[i];
+    std::vector<AttentionTask>& dealt = memory_.dealt;
+    dealt.resize(tasks);
+    for (int64_t i = 0; i < tasks; ++i) dealt[place[thread_of[i]]++] = tasks_[order[i]];
     tasks_.swap(dealt);
   }
 
@@ -214,12 +252,13 @@ class Plan {
   }
 
   const PagedAttention& a_;
-  std::vector<int32_t> position_;
-  std::vector<int64_t> record_start_;
-  std::vector<int64_t> shared_splits_;  // per sequence
-  std::vector<Tile> tiles_;
-  std::vector<AttentionTask> tasks_;
-  std::vector<const Tile*> folds_;
+  PlanMemory& memory_;
+  std::vector<int32_t>& position_;
+  std::vector<int64_t>& record_start_;
+  std::vector<int64_t>& shared_splits_;  // per sequence
+  std::vector<Tile>& tiles_;
+  std::vector<AttentionTask>& tasks_;
+  std::vector<const Tile*>& folds_;
   int64_t records_ = 0, rows_per_token_ = 1, tile_tokens_ = 1;
 };
 
@@ -313,7 +352,7 @@ void check_attention(const PagedAttention& a) {
 
 void paged_attention(const PagedAttention& a) {
   check_attention(a);
-  if (a.tokens > 0) Plan(a).run(kernel());
+  if (a.tokens > 0) Plan(a, &plan_memory()).run(kernel());
 }
 
 }  // namespace fastpower

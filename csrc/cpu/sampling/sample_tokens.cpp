@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cmath>
 #include <limits>
+#include <memory>
 #include <vector>
 
 #include "cpu/parallel.h"
@@ -178,6 +179,34 @@ class RowDraws {
   double total_;
 };
 
+// What a call works with besides its outputs. The calling thread keeps it, so that only a call larger than
+// all before it allocates: an engine's decode steps are all alike.
+struct CallMemory {
+  std::vector<int64_t> start, order, mass;
+  std::vector<float> powers;
+  std::vector<double> partials;
+  std::vector<Quarter> quarters;
+
+  // `n` counters, all 0.
+  std::atomic<int64_t>* counters(int64_t n) {
+    if (n > counters_room_) {
+      counters_.reset(new std::atomic<int64_t>[static_cast<size_t>(n)]);
+      counters_room_ = n;
+    }
+    for (int64_t i = 0; i < n; ++i) counters_[i].store(0, std::memory_order_relaxed);
+    return counters_.get();
+  }
+
+ private:
+  std::unique_ptr<std::atomic<int64_t>[]> counters_;
+  int64_t counters_room_ = 0;
+};
+
+CallMemory& call_memory() {
+  thread_local CallMemory mine;
+  return mine;
+}
+
 // Calls block_fn for every block, and row_fn for a row once all its blocks are done. A task is some rows or
 // some blocks of one row, and a thread takes neighbouring tasks, since a block fetches ahead into the next
 // one. Every block is computed alone and merged in order, so bits do not depend on the cut.
@@ -188,7 +217,7 @@ void for_rows(const Logits& logits, const Block& block_fn, const Row& row_fn) {
   const int64_t blocks = logits.blocks(), parts = (blocks + kBlocksPerTask - 1) / kBlocksPerTask;
   const int64_t step = std::max<int64_t>(1, kEntriesPerTask / std::max(logits.vocab, kLeastPerRow));
   const int64_t runs = (logits.rows + step - 1) / step;
-  std::vector<std::atomic<int64_t>> done(parts > 1 ? logits.rows : 0);
+  std::atomic<int64_t>* const done = call_memory().counters(parts > 1 ? logits.rows : 0);
   parallel_runs(runs * parts, [&](const RunTask& run) {
     const FlushSubnormals flush;
     const int64_t part = run.task % parts, first = run.task / parts * step;
@@ -201,9 +230,12 @@ void for_rows(const Logits& logits, const Block& block_fn, const Row& row_fn) {
 
 // Draws grouped by row: those of row r are order[start[r] .. start[r + 1]).
 struct Grouped {
-  std::vector<int64_t> start, order;
+  std::vector<int64_t>&start, &order;
 
-  Grouped(int64_t rows, int64_t draws, const int64_t* row_of) : start(rows + 2), order(draws) {
+  Grouped(int64_t rows, int64_t draws, const int64_t* row_of, CallMemory* memory)
+      : start(memory->start), order(memory->order) {
+    start.assign(rows + 2, 0);
+    order.resize(draws);
     for (int64_t d = 0; d < draws; ++d) ++start[row_of[d] + 2];
     for (int64_t r = 0; r < rows; ++r) start[r + 2] += start[r + 1];
     for (int64_t d = 0; d < draws; ++d) order[start[row_of[d] + 1]++] = d;
@@ -223,20 +255,25 @@ void sample_tokens(const Logits& logits, const float* alpha, const float* expone
   check_range("sample_tokens", "rows", rows, draws, 0, logits.rows);
   if (exclude) check_range("sample_tokens", "exclude", exclude, draws, -1, logits.vocab);
 
-  const Grouped grouped(logits.rows, draws, rows);
+  CallMemory& memory = call_memory();
+  const Grouped grouped(logits.rows, draws, rows, &memory);
   // A row needs the exponents asked for and, for its draws, its alpha: s_alpha stands last or where alpha was
   // asked for.
   const int64_t slots = exponent_count + 1, partial = partial_size(slots), blocks = logits.blocks();
-  std::vector<float> powers(logits.rows * slots);
-  std::vector<int64_t> mass(logits.rows);
+  std::vector<float>& powers = memory.powers;
+  std::vector<int64_t>& mass = memory.mass;
+  powers.resize(logits.rows * slots);
+  mass.resize(logits.rows);
   for (int64_t row = 0; row < logits.rows; ++row) {
     float* mine = &powers[row * slots];
     std::copy_n(exponents, exponent_count, mine);
     mine[exponent_count] = alpha[row];
     mass[row] = std::find(mine, mine + exponent_count, alpha[row]) - mine;
   }
-  std::vector<double> partials(logits.rows * blocks * partial);
-  std::vector<Quarter> quarters(logits.rows * blocks * kQuarters);
+  std::vector<double>& partials = memory.partials;
+  std::vector<Quarter>& quarters = memory.quarters;
+  partials.resize(logits.rows * blocks * partial);
+  quarters.assign(logits.rows * blocks * kQuarters, Quarter());  // a short block leaves some as they are
 
   const auto block_fn = [&](int64_t row, int64_t b) {
     const bool any = grouped.any(row), alpha_too = any && mass[row] == exponent_count;
@@ -276,7 +313,8 @@ void score_tokens(const Logits& logits, const int64_t* tokens, const float* expo
   check_positive("score_tokens", "exponents", exponents, exponent_count);
   check_range("score_tokens", "tokens", tokens, logits.rows, 0, logits.vocab);
   const int64_t partial = partial_size(exponent_count), blocks = logits.blocks();
-  std::vector<double> partials(logits.rows * blocks * partial);
+  std::vector<double>& partials = call_memory().partials;
+  partials.resize(logits.rows * blocks * partial);
   for_rows(
       logits,
       [&](int64_t row, int64_t b) {

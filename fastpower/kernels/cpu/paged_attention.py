@@ -20,6 +20,8 @@ def paged_attention(
     softcap: float = 0.0,
     shared: tuple[torch.Tensor, torch.Tensor] | None = None,
     ancestors: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+    workspace: torch.Tensor | None = None,
     check_only: bool = False,
 ) -> torch.Tensor:
     query, page_table = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, page_table))
@@ -27,7 +29,8 @@ def paged_attention(
     starts, pages = (x.contiguous() for x in shared) if shared is not None else (None, None)
     num_pages, page_size, kv_heads, head_dim = k_cache.shape
     ancestors = None if ancestors is None else ancestors.contiguous()
-    out = torch.empty_like(query, memory_format=torch.contiguous_format)
+    if out is None:
+        out = torch.empty_like(query, memory_format=torch.contiguous_format)
     _C.paged_attention(
         address(query, *FLOATS),
         address(k_cache, query.dtype),

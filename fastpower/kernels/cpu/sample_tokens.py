@@ -19,18 +19,25 @@ def sample_tokens(
     keys: Tensor,
     positions: Tensor,
     exclude: Tensor | None,
+    *,
+    out: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None = None,
+    workspace: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """See ``fastpower.kernels.sample_tokens``; values are checked by the kernel."""
+    """See ``fastpower.kernels.sample_tokens``; values are checked by the kernel, which needs no ``workspace``."""
     batch, vocab = logits.shape
     alpha, exponents = alpha.contiguous(), exponents.contiguous()
     rows, keys, positions = rows.contiguous(), keys.contiguous(), positions.contiguous()
     exclude = None if exclude is None else exclude.contiguous()
     (draws,), (count,) = rows.shape, exponents.shape
-    token = torch.empty_like(rows)
-    logp = torch.empty(draws, dtype=torch.float32, device="cpu")
-    logz = torch.empty(batch, count, dtype=torch.float32, device="cpu")
-    entropy = torch.empty_like(alpha)
-    status = torch.empty(batch, dtype=torch.int32, device="cpu")
+    if out is None:
+        out = (
+            torch.empty_like(rows),
+            torch.empty(draws, dtype=torch.float32, device="cpu"),
+            torch.empty(batch, count, dtype=torch.float32, device="cpu"),
+            torch.empty_like(alpha),
+            torch.empty(batch, dtype=torch.int32, device="cpu"),
+        )
+    token, logp, logz, entropy, status = out
     _C.sample_tokens(
         address(logits, *DTYPES),
         DTYPES[logits.dtype],

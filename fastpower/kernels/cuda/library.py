@@ -97,6 +97,15 @@ def call(name: str, device: torch.device, *arguments: Any) -> None:
         )
 
 
+def floats_of(op: str, workspace: torch.Tensor, floats: int) -> torch.Tensor:
+    """The caller's working memory as float32. Raises ValueError if it is too small."""
+    if workspace.numel() < 4 * floats:
+        raise ValueError(
+            f"{op}: workspace has {workspace.numel()} bytes, this call needs {4 * floats}; size it with {op}_workspace"
+        )
+    return workspace[: 4 * floats].view(torch.float32)
+
+
 def stream(device: torch.device) -> int:
     """The handle of torch's current stream on ``device``."""
     return torch.cuda.current_stream(device).cuda_stream

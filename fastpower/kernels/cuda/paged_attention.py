@@ -12,6 +12,17 @@ SPLIT = 256  #: positions, as in the kernel
 ENOUGH = 512  #: (query, K/V head) pairs that fill a large GPU; with fewer, splits are spread over it
 
 
+def workspace(query: Tensor, k_cache: Tensor, page_table: Tensor, lengths: Tensor, groups: int) -> int:
+    """Bytes that a call without ``ancestors`` works in; trees go to Triton and need its."""
+    return 4 * _scratch_floats(query, k_cache, page_table.shape[1])
+
+
+def _scratch_floats(query: Tensor, k_cache: Tensor, max_pages: int) -> int:
+    (queries, heads, dim), (_, page_size, kv_heads, _) = query.shape, k_cache.shape
+    splits = -(-max_pages * page_size // SPLIT)
+    return queries * heads * splits * (dim + 2) if splits > 1 and queries * kv_heads < ENOUGH else 0
+
+
 def paged_attention(
     query: Tensor,
     k_cache: Tensor,
@@ -25,6 +36,8 @@ def paged_attention(
     softcap: float = 0.0,
     shared: tuple[Tensor, Tensor] | None = None,
     ancestors: Tensor | None = None,
+    out: Tensor | None = None,
+    workspace: Tensor | None = None,
 ) -> Tensor:
     """The façade's docstring is the contract. Made for decoding: prefill runs a query at a time.
 
@@ -33,6 +46,7 @@ def paged_attention(
     """
     if ancestors is not None:
         options = {"scale": scale, "window": window, "softcap": softcap, "shared": shared, "ancestors": ancestors}
+        options |= {"out": out, "workspace": workspace}
         run = resolve("paged_attention", "triton", query.device)
         tree: Tensor = run(query, k_cache, v_cache, page_table, query_starts, lengths, **options)
         return tree
@@ -40,12 +54,16 @@ def paged_attention(
     pages, page_size, kv_heads, dim = k_cache.shape
     queries, heads = query.shape[:2]
     max_pages = page_table.shape[1]
-    out = torch.empty_like(query)
-    splits = -(-max_pages * page_size // SPLIT)
+    if out is None:
+        out = torch.empty_like(query)
     scratch = None
-    if splits > 1 and queries * kv_heads < ENOUGH:
-        size = queries * heads * splits * (dim + 2)
-        scratch = torch.empty(size, dtype=torch.float32, device=query.device)
+    size = _scratch_floats(query, k_cache, max_pages)
+    if size:
+        scratch = (
+            torch.empty(size, dtype=torch.float32, device=query.device)
+            if workspace is None
+            else library.floats_of("paged_attention", workspace, size)
+        )
     library.call(
         "fastpower_paged_attention",
         query.device,

@@ -16,17 +16,24 @@ def sample_tokens(
     keys: Tensor,
     positions: Tensor,
     exclude: Tensor | None = None,
+    *,
+    out: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None = None,
+    workspace: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(token, logp, logz, entropy, status): the contract is the façade's docstring. No host synchronisation.
 
     A row index outside the batch draws token -1; an excluded token outside the vocabulary excludes nothing.
     """
     batch, count = logits.shape[0], exponents.shape[0]
-    token = rows.new_empty(rows.shape)
-    logp = alpha.new_empty(rows.shape)
-    logz = alpha.new_empty(batch, count)
-    entropy = alpha.new_empty(batch)
-    status = rows.new_empty(batch, dtype=torch.int32)
+    if out is None:
+        out = (
+            rows.new_empty(rows.shape),
+            alpha.new_empty(rows.shape),
+            alpha.new_empty(batch, count),
+            alpha.new_empty(batch),
+            rows.new_empty(batch, dtype=torch.int32),
+        )
+    token, logp, logz, entropy, status = out
     library.call(
         "fastpower_sample_tokens",
         logits.device,
@@ -39,7 +46,7 @@ def sample_tokens(
         positions.contiguous(),
         None if exclude is None else exclude.contiguous(),
         rows.shape[0],
-        scratch(logits, count),
+        scratch(logits, count, workspace),
         token,
         logp,
         logz,
@@ -54,7 +61,15 @@ def logits_arguments(logits: Tensor) -> tuple[Tensor, int, int, int, int]:
     return logits, library.DTYPES[logits.dtype], *logits.shape, logits.stride(0)
 
 
-def scratch(logits: Tensor, exponents: int) -> Tensor:
-    """Room for the partial sums of every (row, block); uninitialised."""
+def workspace(logits: Tensor, exponents: Tensor) -> int:
+    """Bytes that a call works in."""
+    floats: int = library.load().fastpower_sample_scratch(*logits.shape, exponents.shape[0])
+    return 4 * floats
+
+
+def scratch(logits: Tensor, exponents: int, workspace: Tensor | None = None) -> Tensor:
+    """Room for the partial sums of every (row, block); uninitialised. ValueError if the caller's is too small."""
     size = library.load().fastpower_sample_scratch(*logits.shape, exponents)
+    if workspace is not None:
+        return library.floats_of("sample_tokens", workspace, size)
     return torch.empty(size, dtype=torch.float32, device=logits.device)

@@ -1,0 +1,103 @@
+"""Outputs and working memory that a caller brings, for engines that allocate once and then only call.
+
+``out=`` names the tensors that an operator writes, ``workspace=`` the bytes that it works in; ``*_workspace`` say how
+many a backend needs. The CPU's kernels need none: each calling thread keeps what its largest call took.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+from torch import Tensor
+
+from fastpower.kernels.dispatch import pick
+
+#: backends whose functions take ``out`` and ``workspace``; what others return is copied
+WRITING = ("cpu", "triton", "cuda")
+_ALIGNMENT = 16  #: bytes, what the widest loads of the device kernels want
+
+
+def sample_tokens_workspace(logits: Tensor, exponents: Tensor, *, backend: str = "auto") -> int:
+    """Bytes of ``workspace`` that ``sample_tokens`` needs so as to allocate nothing.
+
+    Args:
+        logits: (B, V); only its shape and device count, so one of the largest batch serves all.
+        exponents: (E,); only its shape counts.
+        backend: that of the call.
+
+    Returns:
+        Bytes, 0 for the backends ``cpu`` and ``reference``.
+    """
+    return _bytes("sample_tokens", backend, logits, exponents)
+
+
+def paged_attention_workspace(
+    query: Tensor, k_cache: Tensor, page_table: Tensor, lengths: Tensor, *, groups: int = 0, backend: str = "auto"
+) -> int:
+    """Bytes of ``workspace`` that ``paged_attention`` needs so as to allocate nothing.
+
+    Args:
+        query: (N, Hq, D); of this and of the others only shapes, dtype and device count.
+        k_cache: (num_pages, page_size, Hkv, D).
+        page_table: (S, max_pages).
+        lengths: (S,).
+        groups: of sequences in ``shared``.
+        backend: that of the call.
+
+    Returns:
+        Bytes, 0 for the backends ``cpu``, ``reference`` and ``flash``.
+    """
+    return _bytes("paged_attention", backend, query, k_cache, page_table, lengths, groups)
+
+
+def _bytes(op: str, backend: str, first: Tensor, *others: Any) -> int:
+    name = pick(backend, first.device.type)
+    if name not in ("triton", "cuda"):
+        return 0
+    needed: int = importlib.import_module(f"fastpower.kernels.{name}.{op}").workspace(first, *others)
+    return needed
+
+
+def run_into(backend: str, run: Any, arguments: Sequence[Any], options: Mapping[str, Any], out: Any, room: Any) -> None:
+    """``run`` an operator so that its results are in ``out``, a tensor or a tuple of them."""
+    if backend in WRITING:
+        run(*arguments, **options, out=out, workspace=room)
+        return
+    results = run(*arguments, **options)
+    for target, result in zip(*((x,) if isinstance(x, Tensor) else x for x in (out, results)), strict=True):
+        target.copy_(result)
+
+
+def check_outputs(op: str, outputs: Mapping[str, Tensor], room: Tensor | None, inputs: Iterable[Any]) -> None:
+    """Raise ValueError unless all can be written: contiguous, no leaf of autograd, sharing memory with nothing."""
+    written = dict(outputs) if room is None else {**outputs, "workspace": room}
+    for name, tensor in written.items():
+        if not tensor.is_contiguous():
+            raise ValueError(f"{op}: {name} must be contiguous to be written, got strides {tensor.stride()}")
+        if tensor.requires_grad:
+            raise ValueError(f"{op}: {name} requires grad and cannot be written; use {name}.detach()")
+    if room is not None and room.data_ptr() % _ALIGNMENT:
+        raise ValueError(f"{op}: workspace must begin at a multiple of {_ALIGNMENT} bytes, got {room.data_ptr():#x}")
+    for (name, tensor), (other, also) in combinations(written.items(), 2):
+        if _overlap(tensor, also):
+            raise ValueError(f"{op}: {name} and {other} share memory; give each its own")
+    for tensor in inputs:
+        for name, target in written.items():
+            if isinstance(tensor, Tensor) and _overlap(target, tensor):
+                raise ValueError(f"{op}: {name} shares memory with an argument of shape {tuple(tensor.shape)}")
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    (a_first, a_end), (b_first, b_end) = _reach(a), _reach(b)
+    return a_first < a_end and b_first < b_end and a_first < b_end and b_first < a_end
+
+
+def _reach(tensor: Tensor) -> tuple[int, int]:
+    """Addresses of a tensor's first byte and behind its last; equal for one without entries."""
+    if tensor.numel() == 0:
+        return 0, 0
+    last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
