@@ -20,6 +20,7 @@ from fastpower.progress import Progress
 from fastpower.results import Result, Results
 from fastpower.samplers import METHODS, MetropolisHastings, Plain
 from fastpower.samplers.methods import parse_methods, sampler_named
+from fastpower.samplers.retarget import retargeted
 from fastpower.scheduler import Scheduler
 
 
@@ -80,8 +81,10 @@ def prepare(model: LanguageModel, job: Job, *, called: str = "", fixed_length: b
         PromptTooLong: The prompt does not fit with the sampler's horizon.
     """
     horizon, limit = job.sampler.target.horizon, model.decoder.max_length
-    if not fixed_length:
+    if not fixed_length and not job.sampler.target.stop:
         require_end(model, horizon)
+    if job.sampler.target.stop:
+        require_text(model)
     prompt = model.wording(job.prompt)
     tokens = model.tokens(prompt)
     if len(tokens) + horizon > limit:
@@ -126,6 +129,15 @@ def require_end(model: LanguageModel, horizon: int) -> None:
         )
 
 
+def require_text(model: LanguageModel) -> None:
+    """Raise ValueError for a model whose tokens have no text: no stop string could be found in it."""
+    if not model.has_text:
+        raise ValueError(
+            f"stop strings end answers by their text, and {model.name} was loaded without a tokenizer: "
+            "fastpower.load(model, tokenizer)"
+        )
+
+
 def stream(
     model: Any,
     prompts: str | Iterable[Any],
@@ -134,6 +146,7 @@ def stream(
     seed: int = 0,
     chains: int = 1,
     prompt_ids: Sequence[int | str] | None = None,
+    stop: str | Sequence[str] | None = None,
     fixed_length: bool = False,
     max_rows: int = 64,
     progress: bool | Callable[[Scheduler], None] = False,
@@ -145,7 +158,7 @@ def stream(
         Answers do not finish in a fair order: short ones come first. Whoever takes the first few and stops has a sample
         that favours them; a warning says so when that happens. Take all, or ask for fewer.
     """
-    sampler, scheduler_options = _asked(sampler, scheduler_options)
+    sampler, scheduler_options = _asked(sampler, scheduler_options, stop)
     language_model = load(model)
     options: dict[str, Any] = {"seed": seed, "chains": chains, "prompt_ids": prompt_ids, "fixed_length": fixed_length}
     jobs = plan(language_model, prompts, sampler, **options)
@@ -177,10 +190,11 @@ _ELSEWHERE = (
         "tokenizer": "give it to fastpower.load(model, tokenizer)",
     }
     | dict.fromkeys(
-        ("stop", "stop_strings", "stop_token_ids", "until", "eos_token_id"),
-        "answers end at the model's end-of-sequence tokens (model.decoder.eos_ids) or at the horizon, over which "
-        "p^alpha is defined; cut the finished text yourself",
+        ("stop_token_ids", "eos_token_id"),
+        "answers end at the model's end-of-sequence tokens (model.decoder.eos_ids), at a stop string or at the "
+        "horizon, over which p^alpha is defined",
     )
+    | dict.fromkeys(("stop_strings", "until"), "strings that end an answer are called stop")
     | dict.fromkeys(
         (
             "top_p",
@@ -198,7 +212,9 @@ _ELSEWHERE = (
 )
 
 
-def _asked(sampler: Sampler | str | None, options: dict[str, Any]) -> tuple[Sampler, dict[str, Any]]:
+def _asked(
+    sampler: Sampler | str | None, options: dict[str, Any], stop: str | Sequence[str] | None
+) -> tuple[Sampler, dict[str, Any]]:
     """The sampler, and the scheduler's share of a call's further options; the rest are settings of a named sampler."""
     known = inspect.signature(Scheduler).parameters.keys() - {"decoder", "max_rows", "on_step"}
     settings = {name: value for name, value in options.items() if name not in known}
@@ -209,7 +225,8 @@ def _asked(sampler: Sampler | str | None, options: dict[str, Any]) -> tuple[Samp
         if name in _ELSEWHERE and name not in own:
             raise ValueError(f"{name} = {value!r}: {_ELSEWHERE[name]}")
     if isinstance(sampler, str):
-        return sampler_named(sampler, **settings), scheduler_options
+        chosen = sampler_named(sampler, **settings)
+        return chosen if stop is None else retargeted(chosen, stop=stop), scheduler_options
     if settings:
         raise ValueError(
             f"unknown option {', '.join(settings)}: settings belong to a sampler, either a named one "
@@ -218,7 +235,8 @@ def _asked(sampler: Sampler | str | None, options: dict[str, Any]) -> tuple[Samp
         )
     if sampler is not None and not (hasattr(sampler, "run") and hasattr(sampler, "target")):
         raise ValueError(f'sampler must be a sampler or the name of one, such as "mh(moves=4)"; got {sampler!r}')
-    return sampler or MetropolisHastings(), scheduler_options
+    chosen = sampler or MetropolisHastings()
+    return chosen if stop is None else retargeted(chosen, stop=stop), scheduler_options
 
 
 def run_jobs(
@@ -262,6 +280,7 @@ def generate(
     seed: int = 0,
     chains: int = 1,
     prompt_ids: Sequence[int | str] | None = None,
+    stop: str | Sequence[str] | None = None,
     fixed_length: bool = False,
     max_rows: int = 64,
     progress: bool | Callable[[Scheduler], None] = False,
@@ -280,6 +299,9 @@ def generate(
             sampled beside it (bit for bit where ``model.decoder.batch_invariant``).
         chains: Independent answers per prompt.
         prompt_ids: Names that replace the prompts' content in keying the draws.
+        stop: Strings that end an answer, with the first token with which its text contains one of them. They are part
+            of the target, exactly; a result's text ends before the string, its token ids have it. Replaces those of the
+            sampler's target.
         fixed_length: Allow a model without end-of-sequence token: its answers all have exactly the horizon's length,
             over which p^alpha is a distribution like any other.
         max_rows: Rows of one decode batch.
@@ -299,7 +321,7 @@ def generate(
         CacheFull: An answer that does not fit into the cache alone; raised like ``InvalidLogits``.
         Interrupted: Ctrl-C, with ``results`` finished so far.
     """
-    sampler, scheduler_options = _asked(sampler, scheduler_options)
+    sampler, scheduler_options = _asked(sampler, scheduler_options, stop)
     language_model = load(model)
     options: dict[str, Any] = {"seed": seed, "chains": chains, "prompt_ids": prompt_ids, "fixed_length": fixed_length}
     jobs = plan(language_model, prompts, sampler, **options)

@@ -87,6 +87,12 @@ INTERFACES = (
         "read by custom_generate",
         "an AttributeError of transformers' own",
     ),
+    Interface(
+        "transformers",
+        "StopStringCriteria → stop_strings",
+        "stop strings of a call, for custom_generate",
+        _ERROR,
+    ),
     Interface("torch", "_dynamo.mark_static_address", "compiled steps find the cache where it was", _ERROR),
     Interface(
         "torch",

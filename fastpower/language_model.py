@@ -76,9 +76,14 @@ class LanguageModel:
         check_tokens(ids, self.decoder.vocab_size)
         return ids
 
+    @property
+    def has_text(self) -> bool:
+        """Whether tokens have a text: False for a model that was loaded without a tokenizer."""
+        return self.tokenizer is not None or getattr(self.decoder, "tokenizer", self) is not None
+
     def text(self, tokens: Sequence[int]) -> str:
         """Text of token ids, special tokens removed; "" for a model that was loaded without a tokenizer."""
-        if self.tokenizer is None and getattr(self.decoder, "tokenizer", self) is None:
+        if not self.has_text:
             return ""
         return self.decoder.decode(tokens)
 

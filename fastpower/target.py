@@ -1,9 +1,10 @@
-"""What is sampled: π(x) ∝ p(x)^α over answers that end at their first EOS or at the horizon."""
+"""What is sampled: π(x) ∝ p(x)^α over answers that end at their first EOS, stop string or at the horizon."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
 
 Schedule = tuple[tuple[int, float], ...]
 
@@ -17,6 +18,8 @@ class PowerTarget:
         horizon: The most new tokens an answer may have; it is part of the target.
         schedule: For annealed samplers, (position, exponent) steps with increasing positions whose last exponent is
             alpha; () means alpha from the start.
+        stop: Strings that end an answer, with the first token with which its text contains one of them; part of the
+            target, since what has ended is not continued.
 
     Examples:
         >>> PowerTarget(alpha=4.0, horizon=100).stages(block=32)
@@ -29,8 +32,10 @@ class PowerTarget:
     alpha: float = 4.0
     horizon: int = 3072
     schedule: Schedule = ()
+    stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "stop", stop_strings(self.stop))
         if not (isinstance(self.alpha, (int, float)) and math.isfinite(self.alpha) and self.alpha > 0):
             raise ValueError(f"alpha must be a finite number > 0, got {self.alpha}; 1 samples the model itself")
         if self.horizon < 1:
@@ -47,6 +52,11 @@ class PowerTarget:
                     f"append (position, {self.alpha})"
                 )
 
+    def __repr__(self) -> str:
+        """Without what is not used: settings that a run folder keeps are the same as before there was more to set."""
+        shown = [f for f in fields(self) if f.name != "stop" or self.stop]
+        return f"PowerTarget({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in shown)})"
+
     def stages(self, block: int) -> list[int]:
         """Horizons kB, k = 1, 2, …, the last one being ``horizon`` (Karan & Du, arXiv 2510.14901, Algorithm 1)."""
         if block < 1:
@@ -61,6 +71,25 @@ class PowerTarget:
                 break
             alpha = value
         return alpha
+
+
+def stop_strings(stop: str | Iterable[str] | None) -> tuple[str, ...]:
+    """Stop strings as they are meant: one, several or none.
+
+    Raises:
+        ValueError: Something that is no text, or an empty one.
+
+    Examples:
+        >>> stop_strings("x"), stop_strings(["a", "b"]), stop_strings(None)
+        (('x',), ('a', 'b'), ())
+    """
+    if stop is not None and not isinstance(stop, Iterable):
+        raise ValueError(f"stop must be a text or several, got {stop!r}")
+    strings = () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)
+    for string in strings:
+        if not isinstance(string, str) or not string:
+            raise ValueError(f"stop must be texts of at least one character, got {string!r}")
+    return strings
 
 
 def linear_ramp(alpha: float, tokens: int, steps: int | None = None) -> Schedule:

@@ -212,13 +212,13 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-@pytest.mark.parametrize("names", [None, [1, 2, 2, "a", "b", "c"]])
-def test_ray_gives_what_generate_does(cluster: None, names: Any) -> None:
+@pytest.mark.parametrize("names, stop", [(None, ["3 1", "2 2"]), ([1, 2, 2, "a", "b", "c"], None)])
+def test_ray_gives_what_generate_does(cluster: None, names: Any, stop: Any) -> None:
     from fastpower.integrations import ray as distributed
 
-    expected = generate(chat_model(), PROMPTS, SAMPLER, seed=3, chains=2, prompt_ids=names)
+    expected = generate(chat_model(), PROMPTS, SAMPLER, seed=3, chains=2, prompt_ids=names, stop=stop)
     found = distributed.map(
-        chat_model, PROMPTS, SAMPLER, seed=3, chains=2, prompt_ids=names, workers=1, cpus_per_worker=1
+        chat_model, PROMPTS, SAMPLER, seed=3, chains=2, prompt_ids=names, stop=stop, workers=1, cpus_per_worker=1
     )
     assert [plain(record) for record in found] == [plain(result) for result in expected]
 
@@ -270,7 +270,10 @@ def test_names_mean_the_same_by_every_door(spec: str) -> None:
 @pytest.mark.parametrize(
     "options, error",
     [
-        ({"stop": ["\n"]}, "stop = .*answers end at the model's end-of-sequence tokens"),
+        ({"stop": [""]}, "stop must be texts of at least one character"),
+        ({"stop": 7}, "stop must be a text or several, got 7"),
+        ({"until": ["x"]}, "until = .*strings that end an answer are called stop"),
+        ({"eos_token_id": 3}, "eos_token_id = 3: answers end at the model's end-of-sequence tokens"),
         ({"temperature": 0.7}, "temperature = 0.7: p.alpha is not a temperature: set alpha"),
         ({"top_p": 0.9}, "would change the distribution"),
         ({"max_tokens": 9}, "called max_new_tokens"),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from fastpower.chains.outcome import Outcome
 from fastpower.chains.record import Record
 from fastpower.chains.requests import Branch, Request, Response, Rollout, Watch
+from fastpower.chains.stopping import Stopping
 from fastpower.random import Purpose, derive, uniform
 from fastpower.target import PowerTarget
 
@@ -92,6 +93,9 @@ class Port(Protocol):
     def vocab_size(self) -> int:
         """Tokens that a model knows."""
 
+    def stopping(self, strings: tuple[str, ...]) -> Stopping | None:
+        """What tells whether an answer has ended by its text; None without stop strings."""
+
     def submit(self, chain: Chain, request: Request) -> Ticket:
         """Put a request of a chain to work."""
 
@@ -116,6 +120,7 @@ class Chain:
         self.counts = Counts()
         self.partial: Callable[[], Outcome] | None = None  #: what to return if the run is interrupted now
         self.eos_ids = port.eos_ids
+        self.stopping = port.stopping(sampler.target.stop)
         self.max_length = port.max_length
         self.vocab_size = port.vocab_size
         self._key = derive(seed, prompt_id, index)
@@ -151,6 +156,26 @@ class Chain:
         """The request that continues an answer from its last token to position ``end``; see ``Rollout``."""
         begin = self.prompt_length + len(record)
         return Rollout(record.branch, begin, end - len(record), key, alpha, exponents, watch=watch, peek=peek)
+
+    def ending(self, tokens: Sequence[int], begin: int, horizon: int, ended: bool) -> bool | None:
+        """Whether an answer whose tokens were not drawn one after the other has ended.
+
+        Args:
+            tokens: The answer's. Up to ``begin`` it has not ended.
+            begin: First position to look at: it and what follows stand behind other tokens than when they were drawn.
+            horizon: Most tokens of an answer.
+            ended: Whether the answer that the last tokens were taken from had ended with them.
+
+        Returns:
+            True or False for a whole answer; None for one that would have ended earlier, or would go on.
+        """
+        if self.stopping is None:
+            return ended
+        last = len(tokens) - 1
+        if any(self.stopping(tokens[: i + 1]) for i in range(begin, last)):
+            return None
+        now = tokens[last] in self.eos_ids or self.stopping(tokens)
+        return now if now or len(tokens) >= horizon else None
 
     def idle_rows(self, tokens: int) -> int:
         """How many rollouts of up to ``tokens`` tokens may be started ahead of need at next to no cost, now.

@@ -23,7 +23,7 @@ class Record:
     logp: Array  #: (n,) log p(x_t)
     logz: Array  #: (n, E) log Σ_v p(v)^e
     entropy: Array  #: (n,) nats
-    ended: bool  #: the last token is an EOS
+    ended: bool  #: the last token is an EOS, or completes a stop string
     branch: Branch
 
     def __len__(self) -> int:

@@ -58,7 +58,8 @@ class Branch:
 
 @dataclass(slots=True, eq=False)
 class Rollout:
-    """Decode up to ``max_new`` tokens after the first ``length`` tokens of ``parent``, stopping at EOS.
+    """Decode up to ``max_new`` tokens after the first ``length`` tokens of ``parent``, stopping where an answer ends:
+    at an EOS, or with the first of the target's stop strings.
 
     Tokens are drawn from softmax(alpha · logits) with the stream ``key``; position t of the stream is position t of
     the sequence, so a rollout's tokens depend on (prefix, key) only.
@@ -84,7 +85,7 @@ class Suffix:
     logp: NDArray[np.float64]  #: (n,)
     logz: NDArray[np.float64]  #: (n, E)
     entropy: NDArray[np.float64]  #: (n,) nats
-    ended: bool  #: the last token is an EOS
+    ended: bool  #: the last token is an EOS, or completes a stop string
     gave_up: bool  #: the watch stopped it; there is no branch then
     branch: Branch | None
     next_logz: NDArray[np.float64] | None = None  #: (E,) with ``peek``

@@ -62,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
             sampler,
             seed=args.seed,
             chains=args.chains,
+            stop=args.stop,
             max_rows=args.max_rows,
             progress=not args.quiet,
         )

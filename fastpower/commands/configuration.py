@@ -68,6 +68,9 @@ def _converted(action: argparse.Action, value: Any) -> Any:
         if not isinstance(value, bool):
             raise ValueError("true or false is needed")
         return value
+    if isinstance(action, argparse._AppendAction):
+        one = action.type if callable(action.type) else str
+        return [one(item) for item in (value if isinstance(value, list) else [value])]
     if isinstance(value, (list, dict)):
         if action.dest not in ("methods", "task_options"):
             raise ValueError("one value is needed")

@@ -157,6 +157,7 @@ def evaluation_from(args: argparse.Namespace) -> Evaluation:
         chains=args.chains,
         limit=args.n,
         shared={"block": args.block, "moves": args.moves},
+        stop=args.stop or (),
         match_best_of_n=args.match_best_of_n,
     )
 

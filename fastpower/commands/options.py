@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,12 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, max_rows: int = 64) 
 
 
 def add_sampler_arguments(
-    parser: argparse.ArgumentParser, *, method: bool = True, task_defaults: bool = False, max_new_tokens: int = 512
+    parser: argparse.ArgumentParser,
+    *,
+    method: bool = True,
+    task_defaults: bool = False,
+    max_new_tokens: int = 512,
+    stop: bool = True,
 ) -> None:
     """``task_defaults``: alpha and the horizon are None unless given, and their help says that the task decides."""
     group = parser.add_argument_group("sampler")
@@ -62,7 +68,25 @@ def add_sampler_arguments(
     )
     group.add_argument("--block", type=int, metavar="B", help="tokens per stage (default T/16)")
     group.add_argument("--moves", type=int, metavar="N", help="moves per stage (default 10)")
+    if stop:
+        add_stop(group)
     group.add_argument("--seed", type=int, default=0, help="same seed, same answer (default 0)")
+
+
+def add_stop(group: Any) -> None:
+    """Give a group of arguments ``--stop``."""
+    group.add_argument(
+        "--stop",
+        action="append",
+        metavar="TEXT",
+        type=unescaped,
+        help=r"end an answer at this text, which is not shown; may be given again; \n, \t and \\ are understood",
+    )
+
+
+def unescaped(text: str) -> str:
+    r"""What a shell makes hard to type: ``\n`` is a new line, ``\t`` a tab, ``\\`` a backslash."""
+    return re.sub(r"\\([nt\\])", lambda found: {"n": "\n", "t": "\t"}.get(found[1], found[1]), text)
 
 
 def add_preset(parser: argparse.ArgumentParser) -> None:
@@ -125,9 +149,11 @@ def sampler_from(args: argparse.Namespace, method: str | None = None) -> Sampler
     """The sampler that the arguments describe."""
     from fastpower.commands.presets import PRESETS
     from fastpower.samplers.methods import parse_methods, sampler_named
+    from fastpower.samplers.retarget import retargeted
 
     spec = method or args.method
     settings = {name: value for name in ("block", "moves") if (value := getattr(args, name)) is not None}
     if getattr(args, "preset", None) and PRESETS[args.preset].method == parse_methods(spec)[0].name:
         settings = {**PRESETS[args.preset].settings, **settings}
-    return sampler_named(spec, alpha=args.alpha, max_new_tokens=args.max_new_tokens, **settings)
+    sampler = sampler_named(spec, alpha=args.alpha, max_new_tokens=args.max_new_tokens, **settings)
+    return retargeted(sampler, stop=args.stop) if args.stop else sampler

@@ -18,6 +18,7 @@ from fastpower.evaluate.sandbox import SandboxUnavailable
 from fastpower.evaluate.tasks import Problem, Task
 from fastpower.models.prompts import Question
 from fastpower.samplers.methods import Method
+from fastpower.samplers.retarget import retargeted
 
 if TYPE_CHECKING:
     from fastpower.chains.chain import Sampler
@@ -41,6 +42,7 @@ class Evaluation:
         shared: Settings for every method that has them.
         match_best_of_n: After the other methods, draw further plain answers until every problem's have cost as many
             tokens as the dearest method's (for best-of-N at equal compute; they are records of the method ``plain``).
+        stop: Strings that end an answer.
     """
 
     task: Task
@@ -53,6 +55,7 @@ class Evaluation:
     limit: int | None = None
     shared: Mapping[str, Any] = field(default_factory=dict)
     match_best_of_n: bool = False
+    stop: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if self.chains < 1:
@@ -84,7 +87,8 @@ class Evaluation:
         """
         alpha = self.task.alpha if self.alpha is None else self.alpha
         horizon = self.task.max_new_tokens if self.max_new_tokens is None else self.max_new_tokens
-        return {method.label: method.sampler(alpha, horizon, self.shared) for method in self._all_methods()}
+        samplers = {method.label: method.sampler(alpha, horizon, self.shared) for method in self._all_methods()}
+        return {label: retargeted(sampler, stop=tuple(self.stop)) for label, sampler in samplers.items()}
 
     def _all_methods(self) -> list[Method]:
         extra = [Method("plain")] if self.match_best_of_n and all(m.label != "plain" for m in self.methods) else []

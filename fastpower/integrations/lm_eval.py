@@ -25,6 +25,7 @@ from fastpower.interfaces import interface
 from fastpower.language_model import LanguageModel, load
 from fastpower.models.prompts import text_tokens
 from fastpower.samplers import make_sampler
+from fastpower.samplers.retarget import retargeted
 
 with interface("lm_eval"):
     from lm_eval.api.model import LM
@@ -39,8 +40,8 @@ _TIE = 1e-3
 class FastpowerLM(LM):  # type: ignore[misc]
     """An ``LM`` whose ``generate_until`` draws from p^alpha.
 
-    A task's stop strings cut the finished answer: the target is the model's own p^alpha up to the horizon, and sampling
-    options of the task (temperature, …) are ignored.
+    A task's stop strings (``until``) end answers and are part of the target; sampling options of the task (temperature,
+    …) are ignored.
 
     A context that does not fit fails alone, with a warning: its answer is "", its log-likelihood −inf. It is not cut,
     since a part of it would be another question.
@@ -91,8 +92,9 @@ class FastpowerLM(LM):  # type: ignore[misc]
         else:
             self.model = load(pretrained, tokenizer)
 
-    def _sampler(self, horizon: int) -> Any:
-        return make_sampler(self.method, alpha=self.alpha, max_new_tokens=horizon, **self.settings)
+    def _sampler(self, horizon: int, stop: Sequence[str] = ()) -> Any:
+        sampler = make_sampler(self.method, alpha=self.alpha, max_new_tokens=horizon, **self.settings)
+        return retargeted(sampler, stop=tuple(stop)) if stop else sampler
 
     @property
     def tokenizer_name(self) -> str:
@@ -138,7 +140,7 @@ class FastpowerLM(LM):  # type: ignore[misc]
         horizons = [_horizon(o, len(c), self.max_new_tokens) for o, c in zip(options, contexts, strict=True)]
         sizes = [len(context) + horizon for context, horizon in zip(contexts, horizons, strict=True)]
         fit = self._those_that_fit(sizes) or range(len(requests))  # where none fits, plan says what is wrong
-        samplers = [self._sampler(horizons[i]) for i in fit]
+        samplers = [self._sampler(horizons[i], _until(options[i])) for i in fit]
         jobs = plan(self.model, [contexts[i] for i in fit], samplers, seed=self.seed, fixed_length=True)
         place = {id(job): i for job, i in zip(jobs, fit, strict=True)}
         texts = {
@@ -147,7 +149,7 @@ class FastpowerLM(LM):  # type: ignore[misc]
         }
         answers = []
         for i, request in enumerate(requests):
-            text = _until(texts.get(i, ""), options[i])
+            text = texts.get(i, "")
             self.cache_hook.add_partial("generate_until", request.args, text)
             answers.append(text)
         return answers
@@ -257,13 +259,10 @@ def _horizon(options: Mapping[str, Any], context: int, default: int) -> int:
     return value
 
 
-def _until(text: str, options: Mapping[str, Any]) -> str:
-    """``text`` up to the first of the task's stop strings."""
+def _until(options: Mapping[str, Any]) -> list[str]:
+    """The task's stop strings; tasks may have empty ones, which say nothing."""
     stops = options.get("until") or []
-    for stop in [stops] if isinstance(stops, str) else stops:
-        if stop:
-            text = text.split(stop, 1)[0]
-    return text
+    return [stop for stop in ([stops] if isinstance(stops, str) else stops) if stop]
 
 
 def main() -> None:

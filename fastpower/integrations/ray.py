@@ -23,6 +23,7 @@ from fastpower.generation import plan, prompt_names
 from fastpower.interfaces import interface
 from fastpower.models.prompts import as_prompts
 from fastpower.samplers.islands import combine, split
+from fastpower.samplers.retarget import retargeted
 
 if TYPE_CHECKING:
     from fastpower.chains.chain import Sampler
@@ -206,6 +207,7 @@ def map(
     seed: int = 0,
     chains: int = 1,
     prompt_ids: Sequence[int | str] | None = None,
+    stop: str | Sequence[str] | None = None,
     fixed_length: bool = False,
     workers: int | None = None,
     **options: Any,
@@ -219,6 +221,7 @@ def map(
         seed: See ``fastpower.generate``.
         chains: See ``fastpower.generate``.
         prompt_ids: See ``fastpower.generate``.
+        stop: See ``fastpower.generate``.
         fixed_length: See ``fastpower.generate``.
         workers: See ``ray_engine``.
         **options: See ``ray_engine``.
@@ -232,6 +235,7 @@ def map(
     """
     if chains < 1:
         raise ValueError(f"chains must be at least 1 per prompt, got {chains}")
+    sampler = sampler if stop is None else retargeted(sampler, stop=stop)
     given = as_prompts(prompts)
     names = None if prompt_ids is None else prompt_names(prompt_ids, len(given))
     # Every worker makes the same plan: a prompt's name comes from its tokens, and those need the model.

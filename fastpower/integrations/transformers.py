@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,10 +18,12 @@ from torch import Tensor
 from fastpower.chains.chain import Sampler
 from fastpower.decoders.transformers import TransformersDecoder
 from fastpower.generation import generate
-from fastpower.interfaces import interface
+from fastpower.interfaces import interface, require
 from fastpower.language_model import LanguageModel
 from fastpower.results import Results
 from fastpower.samplers.methods import parse_methods, sampler_named
+from fastpower.samplers.retarget import retargeted
+from fastpower.target import stop_strings
 
 with interface("transformers"):
     from transformers import Cache, __version__
@@ -30,7 +32,7 @@ with interface("transformers"):
 #: what transformers hands to every decoding loop and a paged one does not need, beside a cache under any name
 #: (``cache`` from 5.24 on, ``past_key_values`` before)
 _PREPARED = {"attention_mask", "position_ids", "use_cache", "logits_to_keep", "cache_position"}
-_STOPS = {"MaxLengthCriteria", "EosTokenCriteria"}
+_STOPS = {"MaxLengthCriteria", "EosTokenCriteria", "StopStringCriteria"}
 _OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
 
 
@@ -54,6 +56,7 @@ def custom_generate(
     alpha: float | None = None,
     block: int | None = None,
     moves: int | None = None,
+    stop: str | Sequence[str] | None = None,
     seed: int = 0,
     max_rows: int = 64,
     language_model: LanguageModel | None = None,
@@ -76,6 +79,9 @@ def custom_generate(
         alpha: Exponent; default 4.
         block: As of the method.
         moves: As of the method.
+        stop: Strings that end an answer, part of the target; those of ``generation_config.stop_strings`` and of
+            ``StopStringCriteria`` count as well. They need the tokenizer: ``language_model=fastpower.load(model,
+            tokenizer)``, since transformers keeps its ``tokenizer`` argument to itself.
         seed: Decides every draw together with the prompt; torch's generator is not used. Rows with equal prompts are
             further chains (num_return_sequences, which transformers allows with do_sample=True).
         max_rows: Rows of one decode batch.
@@ -102,6 +108,9 @@ def custom_generate(
     prompts = _prompts(input_ids, model_kwargs)
     horizon = int(generation_config.max_length) - input_ids.shape[1]
     chosen = _sampler(sampler, alpha, horizon, block=block, moves=moves)
+    strings = _strings(stop, stopping_criteria, generation_config)
+    if strings:
+        chosen = retargeted(chosen, stop=strings)
     with _language_model(model, language_model, generation_config) as ready:
         options: dict[str, Any] = {"seed": seed, "max_rows": max_rows, "progress": progress}
         results = generate(ready, prompts, chosen, fixed_length=True, **options)
@@ -135,8 +144,7 @@ def _sampler(sampler: str | Sampler, alpha: float | None, horizon: int, **settin
     given = [name for name, value in {"alpha": alpha, **settings}.items() if value is not None]
     if given:
         raise ValueError(f"{', '.join(given)} cannot be given beside a sampler, which has its own: {sampler!r}")
-    changed: Sampler = replace(sampler, target=replace(sampler.target, horizon=horizon))  # type: ignore[type-var]
-    return changed
+    return retargeted(sampler, horizon=horizon)
 
 
 def _refuse(processors: Sequence[Any], stops: Sequence[Any], config: Any, model_kwargs: dict[str, Any]) -> None:
@@ -159,7 +167,9 @@ def _refuse(processors: Sequence[Any], stops: Sequence[Any], config: Any, model_
         )
     other = [type(stop).__name__ for stop in stops if type(stop).__name__ not in _STOPS]
     if other:
-        raise ValueError(f"answers end at a stop token or after max_new_tokens; {other} cannot be applied")
+        raise ValueError(
+            f"answers end at a stop token, a stop string or after max_new_tokens; {other} cannot be applied"
+        )
     if (config.num_beams or 1) > 1:
         raise ValueError(f"num_beams = {config.num_beams}: samplers have no beams; leave it at 1")
     wanted = [name for name in _OUTPUTS if getattr(config, name, None)]
@@ -175,6 +185,15 @@ def _refuse(processors: Sequence[Any], stops: Sequence[Any], config: Any, model_
     for name, cache in caches.items():
         if cache.get_seq_length() > 0:
             raise ValueError(f"{name} holds tokens already: give the whole prompt as input_ids, without a cache")
+
+
+def _strings(stop: str | Sequence[str] | None, criteria: Sequence[Any], config: Any) -> tuple[str, ...]:
+    """Every stop string that the call has, wherever it was given, once."""
+    found = [*stop_strings(stop), *stop_strings(getattr(config, "stop_strings", None))]
+    for one in criteria:
+        if type(one).__name__ == "StopStringCriteria":
+            found += stop_strings(require(one, "stop_strings", "transformers"))
+    return tuple(dict.fromkeys(found))
 
 
 def _prompts(input_ids: Tensor, model_kwargs: dict[str, Any]) -> list[list[int]]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastpower.chains.job import Finished
+from fastpower.chains.stopping import before_stop
 from fastpower.models.token_texts import token_texts
 
 
@@ -22,13 +23,13 @@ class Result:
     alpha: float
     max_new_tokens: int  #: the horizon; part of the target
     seed: int
-    text: str
-    token_ids: list[int]
+    text: str  #: up to the stop string, if one ended it
+    token_ids: list[int]  #: with those that spell the stop string
     logp: float  #: total log p, EOS factor included
     token_logp: list[float]
     token_logz: list[float]  #: log Σ_v p(v)^alpha at every position
     entropy: list[float]
-    ended: bool  #: False: the horizon cut the answer off
+    ended: bool  #: by an EOS or a stop string; False: the horizon cut the answer off
     exact: bool  #: the method's law is exactly p^alpha (in the limit of many moves, or of many particles)
     complete: bool  #: False: interrupted
     moves: int
@@ -63,7 +64,8 @@ class Result:
         assert outcome is not None
         record, counts = outcome.record, chain.counts
         target = job.sampler.target
-        text = decode(record.tokens)
+        whole = decode(record.tokens)
+        text, stop = before_stop(whole, target.stop)
         return cls(
             id=job.id,
             prompt_id=str(job.prompt_id),
@@ -95,6 +97,7 @@ class Result:
                 "early_rejections": counts.early_rejections,
                 "early_rejection_tokens": counts.early_rejection_tokens,
                 "hit_cap": not record.ended,
+                **({"stop": stop} if target.stop else {}),
                 **outcome.diagnostics,
             },
             savings={
@@ -106,5 +109,5 @@ class Result:
                 "guesses_dropped": counts.guesses_dropped,
             },
             prompt=list(job.prompt) if isinstance(job.prompt, tuple) else job.prompt,
-            token_text=token_texts(decode, record.tokens) if text else [""] * len(record.tokens),
+            token_text=token_texts(decode, record.tokens) if whole else [""] * len(record.tokens),
         )

@@ -54,7 +54,10 @@ class WindowKernel(MoveKernel):
         if suffix.ended:
             return None, -math.inf
         head = x.spliced(plan.difference, suffix)
-        y = head.followed_by(x.tokens[end:], (yield self.rescore(chain, x, head)), x.ended)
+        ended = chain.ending(head.tokens + x.tokens[end:], end, self.horizon, x.ended)
+        if ended is None:  # behind another window the tail is no answer's: a stop string is whole earlier, or no more
+            return None, -math.inf
+        y = head.followed_by(x.tokens[end:], (yield self.rescore(chain, x, head)), ended)
         if self.maximise:
             return y, math.inf if y.total_logp > x.total_logp else -math.inf
         return y, self.log_acceptance(x, y, plan)

@@ -18,8 +18,8 @@ class Member:
     DONE: ClassVar[int] = 1
 
     __slots__ = (
-        "columns", "counts", "drawn", "draws_next", "ended", "exponents", "forced", "gave_up", "key", "most",
-        "next_entropy", "next_logz", "peeking", "request", "ticket", "watch",
+        "answer", "columns", "counts", "drawn", "draws_next", "ended", "exponents", "forced", "gave_up", "key", "most",
+        "next_entropy", "next_logz", "peeking", "request", "stopping", "ticket", "watch",
     )  # fmt: skip
 
     def __init__(self, ticket: Ticket, request: Rollout, columns: list[int] | None) -> None:
@@ -33,6 +33,10 @@ class Member:
         self.exponents = len(request.exponents)
         self.most = request.max_new - len(request.forced)  # tokens that it may draw
         self.watch = request.watch
+        chain = ticket.chain
+        self.stopping = chain.stopping
+        #: the answer so far, kept where its text may end it
+        self.answer = [*request.parent.tokens[chain.prompt_length : request.length]] if self.stopping else []
         self.ended = False
         self.gave_up = False
         self.peeking = False
@@ -44,6 +48,8 @@ class Member:
         """The next forced token, and whether that was all."""
         token = int(self.request.forced[self.forced])
         self.forced += 1
+        if self.stopping is not None:
+            self.answer.append(token)
         self.draws_next = self.forced >= len(self.request.forced)
         self.counts.decoded_tokens += 1
         self.ticket.decoded += 1
@@ -61,6 +67,11 @@ class Member:
         if token in eos_ids:
             self.ended = True
             return Member.DONE
+        if self.stopping is not None:
+            self.answer.append(token)
+            if self.stopping(self.answer):
+                self.ended = True
+                return Member.DONE
         if len(self.drawn) >= self.most:
             if self.request.peek:
                 self.peeking, self.draws_next = True, False

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from fastpower.chains.chain import Chain, Ticket
 from fastpower.chains.requests import Request
+from fastpower.chains.stopping import Stopping
 from fastpower.decoders.base import Decoder
 from fastpower.scheduler.running import Running
 
@@ -13,12 +14,13 @@ from fastpower.scheduler.running import Running
 class SchedulerPort:
     """The scheduler as its chains see it (``chains.chain.Port``)."""
 
-    __slots__ = ("_running", "decoder", "idle_rows")
+    __slots__ = ("_running", "_stopping", "decoder", "idle_rows")
 
     def __init__(self, decoder: Decoder, running: Running, idle_rows: Callable[[int], int]) -> None:
         self.decoder = decoder
         self.idle_rows = idle_rows
         self._running = running
+        self._stopping: dict[tuple[str, ...], Stopping] = {}  # what is known of tokens serves all chains
 
     @property
     def eos_ids(self) -> frozenset[int]:
@@ -31,6 +33,11 @@ class SchedulerPort:
     @property
     def vocab_size(self) -> int:
         return self.decoder.vocab_size
+
+    def stopping(self, strings: tuple[str, ...]) -> Stopping | None:
+        if strings and strings not in self._stopping:
+            self._stopping[strings] = Stopping(strings, self.decoder.decode)
+        return self._stopping.get(strings)
 
     def submit(self, chain: Chain, request: Request) -> Ticket:
         return self._running.submit(chain, request)

@@ -46,10 +46,14 @@ class Enumeration:
 
     def __init__(self, decoder: ToyDecoder, alpha: float, horizon: int) -> None:
         self.decoder, self.alpha, self.horizon = decoder, alpha, horizon
-        self.logp = decoder.records(PROMPT, horizon)
+        self.condition(decoder.records(PROMPT, horizon), {})
+
+    def condition(self, logp: dict[Answer, float], log_potential: dict[Answer, float]) -> None:
+        """Take these answers, and log φ where it is not 0."""
+        self.logp, self.log_potential = logp, log_potential
         self.answers = list(self.logp)
         self.index = {x: i for i, x in enumerate(self.answers)}
-        weights = np.array([alpha * self.logp[x] for x in self.answers])
+        weights = np.array([self.alpha * self.logp[x] + log_potential.get(x, 0.0) for x in self.answers])
         self.log_norm = float(np.logaddexp.reduce(weights))  # log Z
         self.pi = np.exp(weights - self.log_norm)
 

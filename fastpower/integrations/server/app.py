@@ -32,6 +32,7 @@ from fastpower.integrations.server.stream import chat_stream, text_stream
 from fastpower.language_model import LanguageModel, Prompt
 from fastpower.results import Result
 from fastpower.samplers import METHODS
+from fastpower.samplers.retarget import retargeted
 
 
 @dataclass(frozen=True)
@@ -71,14 +72,13 @@ class Service:
             raise ValueError(
                 f"{count} answers were asked for; this server gives at most {self.settings.max_n} a request"
             )
-        if request.stop:
-            raise ValueError("stop strings are not supported yet: cut the text behind the first of them")
         model = replace(self.model, chat=False) if isinstance(request, CompletionRequest) else self.model
         tokens = [model.tokens(prompt) for prompt in prompts]
         room = self.model.decoder.max_length - max(map(len, tokens))
         horizon = request.horizon or max(1, min(self.settings.max_new_tokens, room))
         settings = self.settings
         sampler = sampler_of(request, names=self.names, default=settings.method, alpha=settings.alpha, horizon=horizon)
+        sampler = retargeted(sampler, stop=tuple(request.stop)) if request.stop else sampler
         seed = secrets.randbits(53) if request.seed is None else request.seed
         jobs = plan(self.model, tokens, sampler, seed=seed, chains=request.n, fixed_length=settings.fixed_length)
         return jobs, seed, request.ignored(sampler)

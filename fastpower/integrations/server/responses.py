@@ -63,6 +63,8 @@ def facts(done: Done) -> dict[str, Any]:
         "decoded_tokens": result.decoded_tokens,
         "seconds": result.seconds,
     }
+    if "stop" in result.diagnostics:
+        found["stop"] = result.diagnostics["stop"]  # the string that ended it, if one did
     if done.stopped_by is not None:
         found |= {"stopped_by": done.stopped_by, "note": TAKEN[done.stopped_by]}
     return found

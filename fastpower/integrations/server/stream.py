@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from fastpower.chains.job import Job
+from fastpower.chains.stopping import before_stop
 from fastpower.integrations.server.engine import Done, Event, Progress, Token
 from fastpower.integrations.server.responses import chat_logprobs, error, facts, finish_reason, text_logprobs, usage
 from fastpower.results import Result
@@ -24,20 +25,28 @@ Piece = Callable[[int], str] | None
 class Spelling:
     """Text of growing token lists: only what further tokens cannot change is given out."""
 
-    def __init__(self, decode: Decode) -> None:
+    def __init__(self, decode: Decode, stop: Sequence[str] = ()) -> None:
         self.decode = decode
+        self.stop = stop
         self.tokens: list[int] = []
         self.sent = ""
 
     def add(self, tokens: Sequence[int], *, final: bool = False) -> str:
         """The text that has become certain."""
         self.tokens += tokens
-        text = self.decode(self.tokens)
+        text, _ = before_stop(self.decode(self.tokens), self.stop)
         if not final and text.endswith("\ufffd"):  # a character of which bytes are missing
             return ""
+        if not final:  # what may be the beginning of a stop string is not shown unless it goes on otherwise
+            text = text[: len(text) - max((_begun(text, stop) for stop in self.stop), default=0)]
         new = text[len(self.sent) :] if text.startswith(self.sent) else ""
         self.sent += new
         return new
+
+
+def _begun(text: str, stop: str) -> int:
+    """How many characters at the end of ``text`` may be the beginning of ``stop``."""
+    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
 
 
 def chat_stream(*arguments: Any) -> AsyncIterator[bytes]:
@@ -61,7 +70,7 @@ async def _stream(
     include_usage: bool,
     extra: dict[str, Any],
 ) -> AsyncIterator[bytes]:
-    spellings = [Spelling(decode) for _ in jobs]
+    spellings = [Spelling(decode, job.sampler.target.stop) for job in jobs]
     results: list[Result] = []
 
     def chunk(choices: list[dict[str, Any]], **more: Any) -> bytes:
