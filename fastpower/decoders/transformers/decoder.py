@@ -8,6 +8,7 @@ positions given), writes K/V into the pages and attends over them. Masks, cache 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -40,6 +41,7 @@ class TransformersDecoder:
 
     The model is left as it is: its attention and products are exchanged only while ``forward`` and ``score`` run (so
     they must not run at the same time as other uses of the same model in other threads), and no weight is touched.
+    As a context manager a decoder gives its memory back at the end.
 
     Args:
         model: A causal language model of transformers ≥ 5 in evaluation mode, on one device.
@@ -68,12 +70,6 @@ class TransformersDecoder:
             model's own.
         OutOfMemory: Too little memory, before weights are packed and before pages are allocated; bytes needed and
             available are named.
-
-    Examples:
-        A decoder is a context manager, which gives memory back at its end:
-
-            with TransformersDecoder(model, tokenizer, cache_tokens=65536) as decoder:
-                ...
     """
 
     _device: DeviceForward | None = None
@@ -168,21 +164,13 @@ class TransformersDecoder:
             self.cache.remember(sequence, np.asarray(tokens, np.int64))
 
     def match(self, tokens: Sequence[int]) -> tuple[int, int]:
-        """A new sequence that begins with the longest remembered prefix of ``tokens``.
-
-        To have logits, feed at least one more token: match ``tokens[:-1]``.
-
-        Returns:
-            (sequence, length); empty and 0 if there is none.
-        """
+        """See ``PagedCache.match``. Nothing is found while a hook makes the model another one."""
         return self.cache.match(np.asarray([] if self._hooked else tokens, np.int64))
 
     def refresh(self) -> bool:
         """Whether the model's weights (or its modules) are others than before.
 
-        If so, everything that was derived from them goes: packed weights are packed again, remembered prefixes
-        forgotten.
-
+        If so, what was derived from them goes: packed weights are packed again, remembered prefixes forgotten.
         A scheduler asks at the start of every run. Whatever wrote to the weights is seen: optimizers,
         ``load_state_dict`` (with ``assign``, too), adapters that merge, ``.data``, NumPy. Costs a read of the weights.
         """
@@ -401,7 +389,8 @@ class TransformersDecoder:
             return
         sequences, name = [self.add(), self.add()], type(self.model).__name__
         try:
-            verification.verify(name, self.layout.dtype, self.vocab_size, sequences, self._paged, self._as_it_is)
+            own = partial(verification.own_logits, self.model, self._substitution.attention, self.layout.device)
+            verification.verify(name, self.layout.dtype, self.vocab_size, sequences, self._paged, own)
         finally:
             for sequence in sequences:
                 self.free(sequence)
@@ -409,12 +398,3 @@ class TransformersDecoder:
     def _paged(self, work: Sequence[Work]) -> Tensor:
         with self._packer.reserved(work) as batch, torch.inference_mode():
             return self._last_logits(batch).clone()
-
-    def _as_it_is(self, text: list[int], attention: str) -> Tensor:
-        ids = torch.tensor([text], dtype=torch.int64, device=self.layout.device)
-        with torch.inference_mode():
-            if attention == "float32":
-                return verification.float32_logits(self.model, ids)
-            with self._substitution.attention(attention):
-                logits: Tensor = self.model(input_ids=ids, use_cache=False).logits[0, -1]
-        return logits

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -82,6 +83,23 @@ def _rounding(expected: Tensor, text: list[int], own: Callable[[list[int], str],
         with contextlib.suppress(ImportError, KeyError, NotImplementedError, ValueError, OutOfMemory):
             apart = max(apart, float((expected.float() - own(text, other).float()).abs().max()))
     return apart
+
+
+def own_logits(
+    model: Any,
+    attention: Callable[[str], AbstractContextManager[None]],
+    device: torch.device,
+    text: list[int],
+    name: str,
+) -> Tensor:
+    """(V,) logits after a text by the model's own attention of a name, or in "float32"; ``attention`` chooses one."""
+    ids = torch.tensor([text], dtype=torch.int64, device=device)
+    with torch.inference_mode():
+        if name == "float32":
+            return float32_logits(model, ids)
+        with attention(name):
+            logits: Tensor = model(input_ids=ids, use_cache=False).logits[0, -1]
+    return logits
 
 
 def float32_logits(model: Any, ids: Tensor) -> Tensor:
