@@ -66,7 +66,7 @@ docs: $(VENV)/installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 clean:
-	rm -rf $(VENV) build site *.egg-info fastpower/_C*.so
+	rm -rf $(VENV) build site *.egg-info fastpower/_C*.so fastpower/libfastpower_*.so
 
 # All the lock files, from pyproject.toml; UPGRADE=1 takes the newest of everything.
 lock:

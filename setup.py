@@ -1,4 +1,4 @@
-"""Builds ``fastpower._C`` (pybind11, no torch headers) and, with FASTPOWER_CUDA=1, the CUDA library.
+"""Builds ``fastpower._C`` (pybind11, no torch headers), the CPU library and, with FASTPOWER_CUDA=1, the CUDA library.
 
 Environment:
   FASTPOWER_CUDA=1      also compile csrc/cuda with nvcc (hardware is never sniffed: the flag decides); nvcc is
@@ -46,15 +46,23 @@ else:
     compile_args += ["-g0"]
 
 
-class BuildWithCuda(build_ext):
-    """build_ext and, with FASTPOWER_CUDA=1, the library that fastpower/kernels/cuda loads: C functions on raw pointers
-    and the CUDA runtime linked in, so it needs neither torch nor a GPU to be built or loaded."""
+class BuildWithLibraries(build_ext):
+    """build_ext, and the libraries behind fastpower/include/fastpower.h.
+
+    libfastpower_cpu.so is linked from the extension's own object files, so that it costs no second compilation, and
+    has neither Python nor torch in it. libfastpower_cuda.so, with FASTPOWER_CUDA=1, is what fastpower/kernels/cuda
+    loads: the CUDA runtime is linked in, so it needs neither torch nor a GPU to be built or loaded."""
 
     def run(self):
         command = nvcc_command() if os.environ.get("FASTPOWER_CUDA") == "1" else None  # fails before anything is built
         super().run()
+        root = "." if self.inplace or self.editable_mode else self.build_lib
+        sources = [name for name in SOURCES if name.startswith(("csrc/cpu/", "csrc/c_api/"))]
+        objects = self.compiler.object_filenames(sources, output_dir=self.build_temp)
+        library = os.path.join(root, "fastpower", "libfastpower_cpu.so")
+        if not os.path.exists(library) or os.path.getmtime(library) < max(map(os.path.getmtime, objects)):
+            self.compiler.link_shared_object(objects, library, extra_postargs=link_args, target_lang="c++")
         if command is not None:
-            root = "." if self.inplace or self.editable_mode else self.build_lib
             self.spawn([*command, "-o", os.path.join(root, "fastpower", "libfastpower_cuda.so")])
 
 
@@ -80,6 +88,7 @@ def nvcc_command():
     return [nvcc, "-shared", "-cudart=static", *flags, *targets, *sorted(glob.glob("csrc/cuda/*.cu"))]
 
 
+SOURCES = sorted(glob.glob("csrc/**/*.cpp", recursive=True))
 ParallelCompile("FASTPOWER_BUILD_JOBS", default=0).install()
 setup(
     # The last two live in kernels/, see [tool.setuptools.package-dir].
@@ -91,13 +100,16 @@ setup(
     ext_modules=[
         Pybind11Extension(
             "fastpower._C",
-            sorted(glob.glob("csrc/**/*.cpp", recursive=True)),
+            SOURCES,
             include_dirs=["csrc"],
-            depends=sorted(glob.glob("csrc/**/*.h", recursive=True) + glob.glob("csrc/**/*.inl", recursive=True)),
+            depends=[
+                *sorted(glob.glob("csrc/**/*.h", recursive=True) + glob.glob("csrc/**/*.inl", recursive=True)),
+                "fastpower/include/fastpower.h",
+            ],
             cxx_std=17,
             extra_compile_args=compile_args,
             extra_link_args=link_args,
         )
     ],
-    cmdclass={"build_ext": BuildWithCuda},
+    cmdclass={"build_ext": BuildWithLibraries},
 )

@@ -14,6 +14,7 @@
 #endif
 
 #define FASTPOWER_API extern "C" __attribute__((visibility("default")))
+#include "../../fastpower/include/fastpower.h"  // what is defined below is what engines are told
 
 namespace fastpower {
 

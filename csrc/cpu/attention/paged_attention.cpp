@@ -238,6 +238,7 @@ class Plan {
     for (int64_t t : thread_of) ++place[t + 1];
     for (int64_t t = 0; t < threads; ++t) place[t + 1] += place[t];
     std::vector<AttentionTask>& dealt = memory_.dealt;
+    dealt.reserve(tasks_.capacity());  // the two change places: neither has to grow in the next call
     dealt.resize(tasks);
     for (int64_t i = 0; i < tasks; ++i) dealt[place[thread_of[i]]++] = tasks_[order[i]];
     tasks_.swap(dealt);
