@@ -185,7 +185,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="the model file that the runs used")
     parser.add_argument("--named", required=True, help="the model's public name")
     parser.add_argument("--commit", help="that the runs are of (default: HEAD)")
-    parser.add_argument("--examples", default="", metavar="ID,…", help="records whose text is kept")
+    parser.add_argument("--examples", default="", metavar="ID;…", help="records whose text is kept")
     args = parser.parse_args()
     commit = (
         args.commit
@@ -193,7 +193,7 @@ def main() -> None:
             ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
         ).stdout.strip()
     )
-    examples = [name for name in args.examples.split(",") if name]
+    examples = [name for name in args.examples.split(";") if name]
     path = collect(args.name, args.runs, args.model, args.named, commit, examples).save()
     print(f"{path}: {path.stat().st_size / 1024:.0f} KiB")
 
