@@ -1,6 +1,7 @@
 """Exact Metropolis–Hastings through fastpower against the published procedure written with Hugging Face ``generate``.
 
 python -m bench.bench_procedure --out procedure.json [--moves 10] [--horizon 256] [--only official ours] [--limit 8]
+python -m bench.bench_procedure --model PATH --humaneval HumanEval.jsonl --limit 16 --chains 1 --only official alone
 
 Chains: two of each of 8 prompts, T = 256, 16 stages of T/16 tokens, N = 10 moves a stage, α = 4. The end-of-text token
 is an ordinary token on both sides, so that every chain makes 16 N moves at the same horizons.
@@ -12,7 +13,8 @@ of ``--official-chains`` chains, in each its extension and ``--official-moves`` 
 evenly over the answer (a move's cost is near linear in its cut, so their mean is that of uniform cuts). The printed
 line says what was timed and what was scaled.
 
-*ours*: all chains, all moves. The other parts switch one thing off each, at ``--part-moves`` moves a stage, against
+*ours*: all chains, all moves. *alone*: ``--official-chains`` chains one at a time, all moves, scaled: what one
+prompt waits for. The other parts switch one thing off each, at ``--part-moves`` moves a stage, against
 ``base`` at as many: ``batching`` (one chain at a time; ``--official-chains`` of them, scaled), ``prefill`` (each
 rollout is fed its whole prefix), ``epilogue`` (full logits kept, log-softmax twice, multinomial and gather in PyTorch),
 ``accelerations`` (no skipping to the first difference, no early rejection), ``forward`` (transformers' own modules).
@@ -27,7 +29,7 @@ import json
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,7 @@ from fastpower import _C, PowerTarget
 from fastpower.chains.job import Job
 from fastpower.decoders import Draws, TokenDraws
 from fastpower.decoders.transformers import TransformersDecoder
+from fastpower.evaluate.tasks import load_task
 from fastpower.models import load_model, prompt_tokens
 from fastpower.samplers import MetropolisHastings
 from fastpower.scheduler import Scheduler
@@ -142,7 +145,10 @@ class Bench:
         self.arguments = arguments
         self.model, self.tokenizer = load_model(arguments.model, dtype=arguments.dtype)
         self.model.generation_config.eos_token_id = None
-        texts = PROMPTS[: arguments.limit]
+        texts: Sequence[str] = PROMPTS
+        if arguments.humaneval:
+            texts = [problem.question for problem in load_task("humaneval", data=arguments.humaneval).problems]
+        texts = texts[: arguments.limit]
         self.prompts = [prompt_tokens(self.tokenizer, text) for text in texts for _ in range(arguments.chains)]
 
     def official(self) -> dict[str, Any]:
@@ -207,6 +213,7 @@ class Bench:
         return {
             "official": self.official,
             "ours": lambda: self.run(a.moves),
+            "alone": lambda: self.run(a.moves, chains=a.official_chains, max_chains=1),
             "base": lambda: self.run(few),
             "batching": lambda: self.run(few, chains=a.official_chains, max_chains=1),
             "prefill": lambda: self.run(few, resume=False, share_lanes=False),
@@ -225,8 +232,10 @@ def report(parts: dict[str, dict[str, Any]]) -> None:
         print(f"{name:>14}: {part['seconds']:8.1f} s for {part['moves']} moves{scaled}{extra}")
     if {"official", "ours"} <= parts.keys():
         print(f"official / ours at equal moves: {parts['official']['seconds'] / parts['ours']['seconds']:.1f}")
+    if {"official", "alone"} <= parts.keys():
+        print(f"official / alone at equal moves: {parts['official']['seconds'] / parts['alone']['seconds']:.1f}")
     for name, part in parts.items():
-        if name not in ("official", "ours", "base") and "base" in parts:
+        if name not in ("official", "ours", "alone", "base") and "base" in parts:
             print(f"without {name}: {part['seconds'] / parts['base']['seconds']:.2f} x the time of base")
 
 
@@ -237,6 +246,9 @@ def main() -> None:
     parser.add_argument("--alpha", type=float, default=4.0)
     parser.add_argument("--horizon", type=int, default=256, help=f"T, a multiple of {STAGES}")
     parser.add_argument("--moves", type=int, default=10, help="N, moves a stage")
+    parser.add_argument(
+        "--humaneval", metavar="PATH", help="take the first prompts of this file (default: eight texts)"
+    )
     parser.add_argument("--limit", type=int, default=8, help="prompts")
     parser.add_argument("--chains", type=int, default=2, help="chains a prompt")
     parser.add_argument("--official-chains", type=int, default=1, help="chains timed one at a time")

@@ -250,7 +250,7 @@ def run_jobs(
     """Jobs and their results as they finish. An error of one job is raised when all others are finished."""
     show = Progress(jobs) if progress is True else None
     on_step = show.update if show is not None else (progress if callable(progress) else None)
-    scheduler = Scheduler(model.decoder, max_rows=max_rows, on_step=on_step, **options)
+    scheduler = Scheduler(model.decoder, max_rows=max_rows, on_step=on_step, **{"guess": model.guess, **options})
     failure: Exception | None = None
     done: list[Result] = []
     try:

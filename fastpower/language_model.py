@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
 from fastpower.decoders.base import Decoder
+from fastpower.decoders.draft import DraftGuesser
 from fastpower.models import DEFAULT_MODEL, load_model, prompt_tokens
 from fastpower.models.prompts import TODAY, Question, as_prompt, check_tokens
 from fastpower.models.prompts import Prompt as Prompt
 
 if TYPE_CHECKING:
     import torch
+
+_DRAFT_CACHE = 16384  # tokens of K/V of a draft model: the texts of the prompts under way
 
 
 @dataclass
@@ -28,6 +31,7 @@ class LanguageModel:
             template where there is one.
         today: The date, YYYY-MM-DD, for chat templates that write one; it is fixed, so that tomorrow's answer is
             today's.
+        guess: Where guesses of the next tokens come from, see ``Scheduler``.
     """
 
     decoder: Decoder
@@ -35,6 +39,7 @@ class LanguageModel:
     name: str = "model"
     chat: bool | None = None
     today: str = TODAY
+    guess: Any = "auto"
 
     def __post_init__(self) -> None:
         try:
@@ -98,6 +103,7 @@ def load(
     chat: bool | None = None,
     today: str = TODAY,
     cache_tokens: int | None = None,
+    draft: Any = None,
     decoder_options: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> LanguageModel:
@@ -120,6 +126,8 @@ def load(
         chat: See ``LanguageModel``.
         today: See ``LanguageModel``.
         cache_tokens: Tokens of K/V that the cache may hold; default: a quarter of the free memory.
+        draft: A smaller model of the same tokenizer, named or loaded like ``model``: it guesses what ``model`` draws
+            next. No answer depends on it, only the time.
         decoder_options: For ``TransformersDecoder`` (page_size, backend, …).
         **kwargs: For ``from_pretrained``; not with a loaded model.
 
@@ -130,6 +138,12 @@ def load(
         OutOfMemory: It does not fit.
         ValueError: Arguments that do not go together.
     """
+    if draft is not None:
+        shared: dict[str, Any] = {"dtype": dtype, "device": device}
+        own: dict[str, Any] = {"weights": weights, "chat": chat, "today": today, "cache_tokens": cache_tokens}
+        loaded = load(model, tokenizer, decoder_options=decoder_options, **shared, **own, **kwargs)
+        small = load(draft, cache_tokens=_DRAFT_CACHE, **shared)
+        return replace(loaded, guess=DraftGuesser(small.decoder, loaded.decoder))
     if isinstance(model, LanguageModel):
         return model
     if isinstance(model, Decoder):

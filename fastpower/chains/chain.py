@@ -73,8 +73,8 @@ class Counts:
     shared_rows: float = 0.0  #: rows saved by shared lanes: one shared by n rollouts counts 1 − 1/n for each
     shared_prefill_tokens: float = 0.0  #: the same for prefill_tokens
     resumed_tokens: float = 0.0  #: tokens of prefixes taken from the cache instead of being fed again
-    guesses_kept: int = 0  #: tokens drawn behind a guess that was right: forwards saved
-    guesses_dropped: int = 0  #: guessed tokens fed in vain
+    guesses_kept: float = 0.0  #: tokens drawn behind a guess that was right: forwards saved
+    guesses_dropped: float = 0.0  #: guessed tokens fed in vain
     prefetch_dropped_tokens: int = 0  #: decoded ahead for states that an accepted move replaced
 
 

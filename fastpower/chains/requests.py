@@ -7,6 +7,7 @@ was started earlier with ``chain.start`` receives its result. Positions are abso
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -51,8 +52,9 @@ class Branch:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def __del__(self) -> None:
-        if self.sequence is not None and self._release is not None:
+    def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        # When the interpreter ends, what giving back would need is gone; bound here, the question is not.
+        if self.sequence is not None and self._release is not None and not finalizing():
             self._release(self.sequence)
 
 

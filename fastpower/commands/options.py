@@ -32,6 +32,11 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, max_rows: int = 64) 
         help="round the weights of a checkpoint to 8 or 4 bits, on the CPU (a GGUF file keeps its own); "
         "--dtype is then that of K/V",
     )
+    group.add_argument(
+        "--draft",
+        metavar="PATH_OR_NAME",
+        help="a smaller model of the same tokenizer that guesses the next tokens; answers stay the same",
+    )
     group.add_argument("--device", help="for example cuda; default: the CPU")
     group.add_argument("--raw", action="store_true", help="take prompts as plain text, without the chat template")
     group.add_argument(
@@ -133,6 +138,7 @@ def load_from(args: argparse.Namespace) -> LanguageModel:
         dtype=args.dtype,
         weights=args.weights,
         device=args.device,
+        draft=args.draft,
         chat=False if args.raw else None,
         today=args.today,
         cache_tokens=args.cache_tokens,

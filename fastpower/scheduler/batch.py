@@ -70,16 +70,17 @@ class Batch:
             self.alphas.append(lane.alpha)
             self.counts.append(1)
             if fed == length - 1 and lane.guess:
-                [member] = lane.members
                 work.append(Work(sequence, [tokens[fed], *lane.guess]))
                 n = len(lane.guess)
                 guessed += n
                 self.counts[-1] += n
                 self.alphas += [lane.alpha] * n
-                rows += range(base, base + n + 1)
-                keys += [member.key] * (n + 1)
-                positions += range(length, length + n + 1)
-                exclude += [-1 if member.drawn else member.request.exclude, *[-1] * n]
+                for ahead in range(n + 1):
+                    for member in lane.members:
+                        rows.append(base + ahead)
+                        keys.append(member.key)
+                        positions.append(length + ahead)
+                        exclude.append(-1 if member.drawn or ahead else member.request.exclude)
                 continue
             lane.guess = []
             if fed == length - 1:

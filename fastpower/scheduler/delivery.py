@@ -86,31 +86,32 @@ class Delivery:
         survivors.append(lane)
 
     def _verify(self, lane: Lane, row: int, batch: Batch, out: TokenDraws, survivors: list[Lane]) -> None:
-        """Take what the only member drew behind its last token and its guesses, in order, as far as they hold."""
+        """Take what the members drew behind the last token and its guesses, in order, as far as all drew the guess."""
         assert lane.sequence is not None
-        [member] = lane.members
         guess, lane.guess = lane.guess, []
         lane.feed(1)
         if lane.open:
             self.close(lane)
             self._residence.share(lane)
-        base, draw = batch.bases[row], batch.firsts[row]
+        base, draw, members = batch.bases[row], batch.firsts[row], len(lane.members)
         for kept in range(len(guess) + 1):
             status = out.status[base + kept]
             if status & _BAD_ROW:
                 self.fail(lane, _bad_row(status, len(lane.tokens)))
                 return
-            token, goes_on = lane.take_alone(out, base + kept, draw + kept, self._decoder.eos_ids)
-            if not goes_on:
-                lane.matched(len(guess), kept, False)
-                self._split(lane, {}, survivors, [(member, token)])
-                return
-            lane.tokens.append(token)
-            if kept == len(guess) or token != guess[kept]:
+            groups, done = lane.advance(out, base + kept, draw + kept * members, self._decoder.eos_ids)
+            if done or kept == len(guess) or groups.keys() != {guess[kept]}:
                 break
+            lane.tokens.append(guess[kept])
             lane.fed += 1
-        lane.matched(len(guess), kept, kept < len(guess))
-        self._decoder.truncate(lane.sequence, lane.fed)
+        self._guesses.matched(lane, len(guess), kept, kept < len(guess) and bool(groups))
+        if kept < len(guess):
+            self._decoder.truncate(lane.sequence, lane.fed)
+        if done or len(groups) > 1:
+            self._split(lane, groups, survivors, done)
+            return
+        [token] = groups
+        lane.tokens.append(token)
         survivors.append(lane)
 
     def _split(
@@ -120,7 +121,7 @@ class Delivery:
         branches: dict[int, Branch] = {}
         for member, token in done:  # equal tokens share one branch, so that their next rollouts share a lane
             self.gave_back = True
-            self._guesses.saw(lane, token, member.request.length, member.ticket.chain.prompt)
+            self._guesses.ended(lane, member.ticket.chain, token)
             if member.gave_up:
                 self._running.resolve(member.ticket, member.suffix(None))
                 continue

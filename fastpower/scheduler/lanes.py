@@ -82,6 +82,10 @@ class Member:
             return Member.DONE
         return Member.GOES_ON
 
+    def room(self) -> int:
+        """How many guesses may be fed behind its last token: every row that they leave can still be of use."""
+        return self.most - len(self.drawn) - 1 + self.request.peek
+
     def suffix(self, branch: Branch | None) -> Suffix:
         n, e = len(self.drawn), self.exponents
         next_logz = self.next_logz
@@ -105,8 +109,8 @@ class Lane:
     """One row: ``tokens`` of which the first ``fed`` are in the decoder's ``sequence``."""
 
     __slots__ = (
-        "alpha", "fed", "guess", "length", "match_rate", "members", "open", "parent", "rank", "resumed",
-        "sequence", "start", "tokens",
+        "alpha", "fed", "guess", "known", "length", "members", "open", "parent", "rank", "resumed", "sequence", "start",
+        "tokens",
     )  # fmt: skip
 
     def __init__(self, order: int, age: int, parent: Branch, length: int, alpha: float, member: Member | None) -> None:
@@ -122,7 +126,7 @@ class Lane:
         self.members: list[Member] = [] if member is None else [member]
         self.open = member is not None
         self.guess: list[int] = []  # fed behind the tokens by the next forward
-        self.match_rate = 0.7  # of late: how often a guessed token was the one drawn
+        self.known = False  # a guesser has been told of what the lane departs from
 
     def split(self, age: int, tokens: list[int], members: list[Member]) -> Lane:
         """A lane for members whose tokens went another way; it has no sequence yet."""
@@ -130,7 +134,7 @@ class Lane:
         child.rank, child.parent, child.length = (self.rank[0], age), self.parent, self.length
         child.alpha, child.start, child.tokens, child.fed = self.alpha, self.start, tokens, 0
         child.resumed = 0
-        child.guess, child.match_rate = [], self.match_rate
+        child.guess, child.known = [], self.known
         child.sequence, child.members, child.open = None, members, False
         return child
 
@@ -152,18 +156,15 @@ class Lane:
         return complete
 
     def may_guess(self) -> bool:
-        """Whether guesses may be fed behind the tokens: one rollout that draws, nothing of its prefix left to feed."""
-        return len(self.members) == 1 and self.members[0].draws_next and not self.members[0].request.peek
+        """Whether guesses may be fed behind the tokens: all members draw, and nothing of their prefix is left to feed
+        (where there is no sequence yet, the cache may have it)."""
+        if self.sequence is not None and self.fed != len(self.tokens) - 1:
+            return False
+        return all(member.draws_next for member in self.members)
 
-    def matched(self, guessed: int, kept: int, stopped: bool) -> None:
-        """Book a guess, of which ``kept`` tokens were drawn; stopped: the next one was not."""
-        [member] = self.members
-        member.counts.guesses_kept += kept
-        member.counts.guesses_dropped += guessed - kept
-        for _ in range(kept):
-            self.match_rate += 0.1 * (0.98 - self.match_rate)
-        if stopped:
-            self.match_rate += 0.1 * (0.1 - self.match_rate)
+    def room(self) -> int:
+        """How many guesses can be of use behind the last token."""
+        return min(member.room() for member in self.members)
 
     def draws_alone(self) -> bool:
         """Whether one token was fed and the only member draws: what nearly every row of a long run does."""
@@ -171,13 +172,9 @@ class Lane:
 
     def advance_alone(self, out: TokenDraws, row: int, draw: int, eos_ids: frozenset[int]) -> tuple[int, bool]:
         """``feed`` and ``advance`` of a lane that ``draws_alone``: its token, and whether it goes on."""
-        self.fed += 1
-        self.members[0].counts.forwards += 1
-        return self.take_alone(out, row, draw, eos_ids)
-
-    def take_alone(self, out: TokenDraws, row: int, draw: int, eos_ids: frozenset[int]) -> tuple[int, bool]:
-        """Hand the only member a draw: its token, and whether it goes on."""
         [member] = self.members
+        self.fed += 1
+        member.counts.forwards += 1
         token, logp = out.token[draw], out.logp[draw]
         if token < 0:  # only the excluded token has mass here, so keeping it was certain
             token, logp = member.request.exclude, 0.0

@@ -15,7 +15,7 @@ import contextlib
 import functools
 import itertools
 import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from fastpower.chains.chain import Chain
@@ -25,7 +25,7 @@ from fastpower.decoders.base import Decoder
 from fastpower.errors import CacheFull
 from fastpower.scheduler.batch import Batch
 from fastpower.scheduler.delivery import Delivery
-from fastpower.scheduler.guesses import Guesser, Guesses, NgramGuesser, verifies
+from fastpower.scheduler.guesses import Guesser, Guesses
 from fastpower.scheduler.lanes import Lane, Member
 from fastpower.scheduler.port import SchedulerPort
 from fastpower.scheduler.residence import Residence
@@ -33,10 +33,8 @@ from fastpower.scheduler.running import Live, Running
 from fastpower.scheduler.scoring import Scoring, score_together
 from fastpower.scheduler.turns import Turns
 
-# Up to so many rows a step costs little more than with one, because it waits for the weights (docs/results.md).
+#: Up to so many rows a step costs little more than with one, because it waits for the weights (docs/results.md).
 _CHEAP_ROWS = 8
-
-
 _END = object()  # no job is left, nor will be
 
 
@@ -74,9 +72,9 @@ class Scheduler:
         resume: False: every rollout begins with an empty cache and is fed its whole prefix.
         lock_step: True: chains wait for each other: rollouts are admitted only when those before them have all ended,
             chains only when all before them have finished.
-        guess: Tokens fed per rollout and forward, at most, that are guesses of what it draws next (lossless; only in
-            rows that would be idle, and if the decoder is a ``VerifyingDecoder``); 0 = none.
-        guesser: Makes a prompt's ``Guesser``.
+        guess: Tokens fed behind a rollout's last one and verified in the same forward, in rows that would be idle.
+            "auto" looks up what was seen before where the decoder is batch-invariant; 0 is none; n is at most n a row,
+            and a function is a ``Guesser``, on any decoder that has ``verify``. Lossless like the switches.
         on_step: Called with the scheduler after every step.
     """
 
@@ -90,18 +88,13 @@ class Scheduler:
         share_lanes: bool = True,
         resume: bool = True,
         lock_step: bool = False,
-        guess: int = 0,
-        guesser: Callable[[Sequence[int]], Guesser] = NgramGuesser,
+        guess: str | int | Guesser = "auto",
         on_step: Callable[[Scheduler], None] | None = None,
     ) -> None:
         for name, value in (("max_rows", max_rows), ("max_chains", max_chains), ("prefill_tokens", prefill_tokens)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        if guess < 0:
-            raise ValueError(f"guess must be ≥ 0 tokens (0 = none), got {guess}")
-        self._guesses = Guesses(
-            guess if verifies(decoder) else 0, guesser, decoder.vocab_size, min(_CHEAP_ROWS, max_rows)
-        )
+        self._guesses = Guesses(decoder, guess, max_rows)
         self.decoder = decoder
         self.max_rows = max_rows
         self.max_chains = max_chains or max_rows
@@ -209,7 +202,7 @@ class Scheduler:
         if spare <= 0 or self._pressed or self._parked or self.lock_step:
             return 0
         self._forget_cancelled()
-        busy += len(self._lanes) + self._running.waiting()
+        busy += len(self._lanes) + self._running.waiting() + self._guesses.reserved(self.live)
         spare = min(_CHEAP_ROWS, self.max_rows) - busy
         return max(0, min(spare, self.decoder.stats()["free_tokens"] // tokens - busy)) if spare > 0 else 0
 
@@ -293,7 +286,7 @@ class Scheduler:
             self._pressed = False
         self._forget_cancelled()
         self._admit()
-        if self._guesses.most:
+        if self._guesses.on:
             self._plan_guesses()
         while self._lanes:
             try:

@@ -29,8 +29,9 @@ from .enumeration import toy_models
 
 #: Nothing is saved: as published code works, prefix fed again for every proposal.
 PLAIN_SAMPLER = {"skip": False, "early_rejection": False, "prefetch": 1}
-PLAIN_SCHEDULER = {"share_lanes": False, "resume": False, "lock_step": True}
+PLAIN_SCHEDULER = {"share_lanes": False, "resume": False, "lock_step": True, "guess": 0}
 SHORT = PowerTarget(3.0, 7)
+GUESSED = ("guesses_kept", "guesses_dropped")
 
 
 SEEDS = 200
@@ -41,8 +42,9 @@ WAYS: dict[str, tuple[dict, dict]] = {
     "no shared lanes": ({}, {"share_lanes": False}),
     "no resuming": ({}, {"resume": False}),
     "lock-step": ({}, {"lock_step": True}),
-    "guesses": ({}, {"guess": 7}),
-    "guesses, nothing ahead": ({"prefetch": 1}, {"guess": 7}),
+    "no guesses": ({}, {"guess": 0}),
+    "one guess a row, no early rejection": ({"early_rejection": False}, {"guess": 1}),
+    "guesses, no prefetching, 4 rows": ({"prefetch": 1}, {"max_rows": 4}),
     **{f"prefetch {n}": ({"prefetch": n}, {"max_rows": 16}) for n in (1, 2, 4, 8)},
     **{f"{n} rows": ({}, {"max_rows": n}) for n in (1, 2, 3, 4, 8, 13, 16, 32)},
     "prefetch 4, 3 rows, nothing else": ({**PLAIN_SAMPLER, "prefetch": 4}, {**PLAIN_SCHEDULER, "max_rows": 3}),
@@ -111,8 +113,9 @@ def metropolis(**options) -> MetropolisHastings:
 def run(
     sampler, count: int, *, seed: int = 3, prompt=(0, 1, 2), decoder: ToyDecoder | None = None, **options
 ) -> tuple[list[Result], Scheduler]:
-    """Results of ``count`` chains in order, and the scheduler that made them."""
-    scheduler = Scheduler(decoder or toy(), **options)
+    """Results of ``count`` chains in order, and the scheduler that made them. Nothing is guessed, so that what the
+    others save can be counted one by one; ``test_guesses.py`` counts guesses."""
+    scheduler = Scheduler(decoder or toy(), **{"guess": 0, **options})
     found = {}
     for finished in scheduler.run(Job(sampler, prompt, seed, 0, chain) for chain in range(count)):
         assert finished.error is None, finished.error
@@ -129,11 +132,14 @@ def total(results: list[Result], name: str) -> float:
 
 
 @pytest.mark.parametrize("sampler", [metropolis(), PowerSMC(PowerTarget(3.0, 11), particles=5, block=3, ramp=4)])
-@pytest.mark.parametrize("options", [{}, *({name: value} for name, value in PLAIN_SCHEDULER.items()), PLAIN_SCHEDULER])
+@pytest.mark.parametrize(
+    "options", [{}, {"guess": "auto"}, *({name: value} for name, value in PLAIN_SCHEDULER.items()), PLAIN_SCHEDULER]
+)
 def test_rows_and_prefill_of_the_runs_add_up_to_what_the_decoder_was_fed(sampler, options):
     results, scheduler = run(sampler, 7, max_rows=6, **options)
     assert total(results, "forwards") == pytest.approx(scheduler.totals.rows)
-    assert total(results, "forwards") + total(results, "prefill_tokens") == pytest.approx(scheduler.totals.tokens)
+    fed = sum(total(results, name) for name in ("forwards", "prefill_tokens", *GUESSED))
+    assert fed == pytest.approx(scheduler.totals.tokens)
 
 
 def test_without_resuming_exactly_the_resumed_tokens_are_fed_again():

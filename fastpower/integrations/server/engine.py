@@ -133,7 +133,7 @@ class Engine:
         self.model = model
         self.max_waiting = max_waiting
         self.totals = Totals()
-        self.scheduler = Scheduler(model.decoder, max_rows=max_rows, on_step=self._after_step)
+        self.scheduler = Scheduler(model.decoder, max_rows=max_rows, guess=model.guess, on_step=self._after_step)
         self._lock = threading.Condition()
         self._inbox: deque[_Entry] = deque()
         self._entries: dict[int, _Entry] = {}  # id(job) → entry, of jobs that the scheduler has taken
