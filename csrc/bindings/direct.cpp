@@ -134,6 +134,17 @@ bool are_caches(const View& k, const View& v, const View& rows) {
   return true;
 }
 
+// Whether no byte of two caches is the same. Pages that lie between the other's pages are seen where both
+// have the same stride; of anything else that may overlap the long way thinks.
+bool are_apart(const View& k, const View& v) {
+  if (!k.overlaps(v)) return true;
+  const int64_t size = k.entry_bytes(), page = k.size(1) * k.size(2) * k.size(3) * size;
+  const int64_t stride = k.stride(0) * size;
+  if (k.size(0) < 2 || stride != v.stride(0) * size || stride < 2 * page) return false;
+  const int64_t shift = std::abs(k.data<char>() - v.data<char>()) % stride;
+  return shift >= page && stride - shift >= page;
+}
+
 bool direct_append_kv(py::handle key, py::handle value, py::handle k_cache, py::handle v_cache,
                       py::handle slots) {
   View k, v, kc, vc, s;
@@ -146,6 +157,9 @@ bool direct_append_kv(py::handle key, py::handle value, py::handle k_cache, py::
   for (const View* cache : {&kc, &vc})  // pages that share memory would overwrite each other
     if (cache->size(0) > 1 && std::abs(cache->stride(0)) < cache->size(1) * cache->size(2) * cache->size(3))
       return false;
+  if (!are_apart(kc, vc)) return false;
+  for (const View* read : {&k, &v, &s})
+    if (read->overlaps(kc) || read->overlaps(vc)) return false;
   const int64_t size = size_of(k.dtype());
   const py::gil_scoped_release release;
   append_kv({k.data<char>(), v.data<char>(), k.stride(0) * size, k.stride(1) * size, v.stride(0) * size,

@@ -56,6 +56,7 @@ class View {
   int ndim() const { return tensor_.ndim; }
   int64_t size(int i) const { return tensor_.shape[i]; }
   int64_t stride(int i) const { return tensor_.strides[i]; }
+  int64_t entry_bytes() const { return tensor_.dtype.bits / 8; }
   template <class T>
   T* data() const {
     return reinterpret_cast<T*>(static_cast<char*>(tensor_.data) + tensor_.byte_offset);

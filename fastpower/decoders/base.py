@@ -12,6 +12,8 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from fastpower.kernels.arguments import whole_number
+
 
 class Work(NamedTuple):
     """One row of a forward: append ``tokens`` (at least one) to ``sequence``."""
@@ -139,6 +141,29 @@ class PrefixDecoder(Decoder, Protocol):
         """(sequence, length): a new sequence that holds the longest remembered prefix of ``tokens`` (0: none)."""
 
 
+_DTYPES = {
+    "alpha": np.float32,
+    "exponents": np.float32,
+    "rows": np.int64,
+    "keys": np.uint64,
+    "positions": np.int64,
+    "exclude": np.int64,
+}
+
+
+def check_draws(draws: Draws) -> None:
+    """Raise TypeError or ValueError unless all of ``draws`` are NumPy arrays of their dtypes with one dimension.
+
+    Nothing is converted: 2.9 would become row 2, and the bits of a float another key.
+    """
+    for (name, dtype), array in zip(_DTYPES.items(), draws, strict=True):
+        if not isinstance(array, np.ndarray) or array.dtype != dtype:
+            got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+            raise TypeError(f"draws.{name} must be a NumPy array of {np.dtype(dtype)}, got {got}")
+        if array.ndim != 1:
+            raise ValueError(f"draws.{name} must have one dimension, got shape {array.shape}")
+
+
 def check_rows(work: Sequence[Work], rows: Sequence[int]) -> None:
     """Refuse ``rows`` that do not count some of the last tokens of every row of ``work``.
 
@@ -150,5 +175,5 @@ def check_rows(work: Sequence[Work], rows: Sequence[int]) -> None:
             f"rows must count the drawn positions of every row of work: {len(work)} rows, {len(rows)} counts"
         )
     for i, (item, n) in enumerate(zip(work, rows, strict=True)):
-        if not 1 <= n <= len(item.tokens):
+        if not 1 <= whole_number(f"rows[{i}]", n) <= len(item.tokens):
             raise ValueError(f"rows[{i}] must lie in [1, {len(item.tokens)}], the tokens fed to that row, got {n}")

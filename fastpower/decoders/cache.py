@@ -7,7 +7,6 @@ that a reservation asks for. Nothing here costs time proportional to the length 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import index
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from fastpower import _C, kernels
 from fastpower.decoders.integers import integers
 from fastpower.decoders.transfer import to_device
+from fastpower.kernels.arguments import whole_number
 
 Handles = Sequence[int] | NDArray[np.int64]
 
@@ -90,12 +90,12 @@ class PagedCache:
             ("head_dim", head_dim),
             ("page_size", page_size),
         ):
-            if value < 1:
+            if whole_number(name, value) < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if dtype not in _DTYPES:
             raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype}")
         sizes = {"num_pages": num_pages, "cache_tokens": cache_tokens, "memory_bytes": memory_bytes}
-        given = {name: value for name, value in sizes.items() if value is not None}
+        given = {name: whole_number(name, value) for name, value in sizes.items() if value is not None}
         if len(given) != 1:
             raise ValueError(f"give exactly one of num_pages, cache_tokens, memory_bytes; got {given or 'none'}")
         #: bytes of K and V of one token, all layers
@@ -127,7 +127,7 @@ class PagedCache:
 
     def fork(self, sequence: int, length: int) -> int:
         """A new sequence that shares the first ``length`` tokens, 0 ≤ length ≤ length(sequence); nothing is copied."""
-        return int(self._books.fork(index(sequence), index(length)))
+        return int(self._books.fork(whole_number("sequence", sequence), whole_number("length", length)))
 
     def fork_many(self, sequences: Handles, lengths: Handles) -> NDArray[np.int64]:
         """``fork`` for each pair, in one call; a sequence may be forked many times."""
@@ -136,11 +136,11 @@ class PagedCache:
 
     def truncate(self, sequence: int, length: int) -> None:
         """Keep the first ``length`` tokens; whole pages behind them are given back, nothing is copied."""
-        self._books.truncate(index(sequence), index(length))
+        self._books.truncate(whole_number("sequence", sequence), whole_number("length", length))
 
     def free(self, sequence: int) -> None:
         """Give a sequence back; its handle is unknown from now on."""
-        self._books.free(index(sequence))
+        self._books.free(whole_number("sequence", sequence))
 
     def free_many(self, sequences: Handles) -> None:
         """``free`` for each of them (no repeats), in one call."""
@@ -148,7 +148,7 @@ class PagedCache:
 
     def length(self, sequence: int) -> int:
         """Tokens held; reserved ones are not counted before ``commit``."""
-        return int(self._books.length(index(sequence)))
+        return int(self._books.length(whole_number("sequence", sequence)))
 
     def lengths(self, sequences: Handles) -> NDArray[np.int64]:
         """``length`` of each of them."""
@@ -172,7 +172,7 @@ class PagedCache:
             PromptTooLong: A sequence that would have more than ``max_length`` tokens.
         """
         sequences, n_new = integers("sequences", sequences), integers("n_new", n_new)
-        limit = _NO_LIMIT if max_length is None else max_length
+        limit = _NO_LIMIT if max_length is None else whole_number("max_length", max_length)
         step = self._books.reserve_step(sequences, n_new, limit)
         identity, slots, positions, source, target, tokens, lengths, page_table, shared = step
         copies = Copies(source, target, tokens)
@@ -216,7 +216,7 @@ class PagedCache:
         Raises:
             ValueError: More tokens than the sequence holds, or pages of it that were remembered with other tokens.
         """
-        self._books.remember(index(sequence), integers("tokens", tokens))
+        self._books.remember(whole_number("sequence", sequence), integers("tokens", tokens))
 
     def match(self, tokens: Handles) -> tuple[int, int]:
         """A new sequence that begins with the longest remembered prefix of ``tokens``, in whole pages.

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastpower.decoders.base import Draws, TokenDraws, TokenScores, Work, check_rows
+from fastpower.decoders.base import Draws, TokenDraws, TokenScores, Work, check_draws, check_rows
 from fastpower.errors import CacheFull, InvalidLogits, UnknownSequence
 from fastpower.kernels import sample_tokens, score_tokens
+from fastpower.kernels.arguments import whole_number
 from fastpower.random import derive, uniforms
 
 Logits = Callable[[tuple[int, ...]], Sequence[float]]
@@ -80,14 +81,14 @@ class ToyDecoder:
         cache_tokens: int | None = None,
         backend: str = "auto",
     ) -> None:
-        if vocab_size < 1:
+        if whole_number("vocab_size", vocab_size) < 1:
             raise ValueError(f"vocab_size must be at least 1, got {vocab_size}")
         self.vocab_size = vocab_size
-        self.eos_ids = frozenset(eos_ids)
+        self.eos_ids = frozenset(whole_number("eos_ids", token) for token in eos_ids)
         if not all(0 <= token < vocab_size for token in self.eos_ids):
             raise ValueError(f"eos_ids must lie in [0, {vocab_size}), got {sorted(self.eos_ids)}")
-        self.max_length = max_length
-        self.cache_tokens = cache_tokens
+        self.max_length = whole_number("max_length", max_length)
+        self.cache_tokens = None if cache_tokens is None else whole_number("cache_tokens", cache_tokens)
         self.rows = 0  #: tokens fed to rows whose logits were wanted, so far
         self._backend = backend
         self._logits = logits
@@ -100,7 +101,7 @@ class ToyDecoder:
 
     def _node(self, sequence: int) -> _Node:
         try:
-            return self._sequences[sequence]
+            return self._sequences[whole_number("sequence", sequence)]
         except KeyError:
             raise UnknownSequence(f"sequence {sequence} does not exist (never added, or already freed)") from None
 
@@ -115,7 +116,7 @@ class ToyDecoder:
 
     def fork(self, sequence: int, length: int) -> int:
         node = self._node(sequence)
-        if not 0 <= length <= node.depth:
+        if not 0 <= whole_number("length", length) <= node.depth:
             raise ValueError(f"length must lie in [0, {node.depth}], got {length}")
         if self.cache_tokens is not None and self._held + length > self.cache_tokens:
             raise CacheFull(f"fork needs {length} tokens, {self.cache_tokens - self._held} are free")
@@ -123,7 +124,7 @@ class ToyDecoder:
 
     def truncate(self, sequence: int, length: int) -> None:
         node = self._node(sequence)
-        if not 0 <= length <= node.depth:
+        if not 0 <= whole_number("length", length) <= node.depth:
             raise ValueError(f"length must lie in [0, {node.depth}], got {length}")
         self._held -= node.depth - length
         self._sequences[sequence] = node.ancestor(length)
@@ -162,7 +163,7 @@ class ToyDecoder:
             if not len(tokens):
                 raise ValueError(f"work for sequence {sequence} has no tokens")
             for token in tokens:
-                node = node.child(int(token))
+                node = node.child(whole_number("a token", token))
                 path.append(node)
             paths.append(path)
         if len({w.sequence for w in work}) != len(work):
@@ -177,6 +178,7 @@ class ToyDecoder:
 
     def verify(self, work: Sequence[Work], rows: Sequence[int], draws: Draws) -> TokenDraws:
         check_rows(work, rows)
+        check_draws(draws)
         paths = self._append(work)
         self.rows += sum(rows)
         logits = np.stack([self.row(node) for path, n in zip(paths, rows, strict=True) for node in path[-n:]])
@@ -218,7 +220,7 @@ class ToyDecoder:
         """(vocab_size,) natural log-probabilities of the next token, float64."""
         node = self._root
         for token in prefix:
-            node = node.child(int(token))
+            node = node.child(whole_number("a token", token))
         z = self.row(node).astype(np.float64)
         z = z - z.max()
         result: NDArray[np.float64] = z - math.log(float(np.exp(z).sum()))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch._subclasses.fake_tensor import FakeTensor
 
 
 def address(tensor: torch.Tensor, *dtypes: torch.dtype) -> int:
@@ -36,7 +37,7 @@ def address(tensor: torch.Tensor, *dtypes: torch.dtype) -> int:
 
 
 def check_memory(op: str, name: str, tensor: torch.Tensor) -> None:
-    """Refuse a tensor, dense and on the CPU, that has less memory than its shape says.
+    """Refuse a tensor, dense, that has less memory than its shape says.
 
     That is so for storage that was resized afterwards (sharded training does that), for fake tensors and for those of
     ``torch.func.functionalize``.
@@ -44,20 +45,46 @@ def check_memory(op: str, name: str, tensor: torch.Tensor) -> None:
     Raises:
         ValueError: ``tensor`` is one.
     """
-    if tensor.numel() == 0:
+    if tensor.numel() == 0 or tensor.layout is not torch.strided:
         return
-    if tensor.data_ptr() == 0:
+    if _stands_for_another(tensor):
         raise ValueError(
             f"{op}: {name} has shape {tuple(tensor.shape)} but no memory: its storage was resized to nothing, or it "
             "only stands for a tensor (fake, functional); gather or materialise it first"
         )
-    last = tensor.storage_offset() + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    needed = (tensor.storage_offset() + _last(tensor) + 1) * tensor.element_size()
     held = tensor.untyped_storage().nbytes()
-    if (last + 1) * tensor.element_size() > held:
+    if needed > held:
         raise ValueError(
-            f"{op}: {name} has shape {tuple(tensor.shape)}, which needs {(last + 1) * tensor.element_size()} bytes, "
+            f"{op}: {name} has shape {tuple(tensor.shape)}, which needs {needed} bytes, "
             f"but its storage was resized to {held}; gather it first"
         )
+
+
+def extent(tensor: torch.Tensor) -> tuple[int, int]:
+    """The first byte of a dense tensor and the one behind its last; (0, 0) for one without memory.
+
+    These are compared, nothing is read there, so that tensors of any device will do.
+    """
+    if tensor.numel() == 0 or tensor.layout is not torch.strided or _stands_for_another(tensor):
+        return 0, 0
+    begin = tensor.data_ptr()
+    return begin, begin + (_last(tensor) + 1) * tensor.element_size()
+
+
+def aligned_part(memory: torch.Tensor, alignment: int) -> torch.Tensor:
+    """(n,) uint8 from its first byte on whose address is a multiple of ``alignment``."""
+    return memory[-memory.data_ptr() % alignment :]
+
+
+def _last(tensor: torch.Tensor) -> int:
+    """The last entry of a tensor that has some, counted from its first in entries of the storage."""
+    return sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+
+
+def _stands_for_another(tensor: torch.Tensor) -> bool:
+    # A fake tensor warns when it is asked for its address, and will raise.
+    return isinstance(tensor, FakeTensor) or tensor.data_ptr() == 0
 
 
 def array_address(array: NDArray[Any], dtype: type) -> int:

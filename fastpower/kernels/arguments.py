@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -47,3 +49,33 @@ def check_tensor(
         raise ValueError(f"{op}: {name} must have shape ({wanted_shape}), got {tuple(sizes)}")
     if device is not None and value.device != device:
         raise ValueError(f"{op}: {name} is on {value.device}, the other tensors on {device}; move it there")
+
+
+def whole_number(name: str, value: Any) -> int:
+    """``value`` as an int: an int or an integer of NumPy.
+
+    A float would be cut off, True would count as 1, and a tensor of one entry is a number by accident (and may be on
+    a device that would have to be waited for): these are refused, whatever their value.
+
+    Raises TypeError naming the argument.
+    """
+    if type(value) is int:
+        return value
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
+        return int(value)
+    raise TypeError(f"{name} must be a whole number (an int), got {_shown(value)}")
+
+
+def real_number(name: str, value: Any) -> float:
+    """``value`` as a float: a number of Python or NumPy that is no bool. Raises TypeError naming the argument."""
+    if isinstance(value, (float, int, np.floating, np.integer)) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except OverflowError:
+            return float("inf") if value > 0 else float("-inf")
+    raise TypeError(f"{name} must be a number (a float), got {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value) if len(repr(value)) <= 60 else repr(value)[:60] + "…"
+    return f"{text} ({type(value).__name__})"

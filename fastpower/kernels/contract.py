@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastpower.kernels.arguments import check_tensor
+from fastpower.kernels.addresses import check_memory
+from fastpower.kernels.arguments import check_tensor, whole_number
 from fastpower.kernels.dispatch import register
 
 Sizes = dict[str, int]
@@ -174,7 +175,9 @@ class Contract:
             TypeError: A wrong type or dtype; the first argument that does not fit is named.
             ValueError: A wrong shape or device, likewise.
         """
-        sizes: Sizes = {name: values[i] for i, name in self.numbers}
+        sizes: Sizes = {}
+        for i, name in self.numbers:
+            sizes[name] = whole_number(f"{self.op}: {name}", values[i])
         device: torch.device | None = None
         for i, argument, dtypes, like in self._looked_at:
             tensor = values[i]
@@ -184,10 +187,11 @@ class Contract:
                 dtypes = (values[like].dtype,)
             good = isinstance(tensor, Tensor) and tensor.dtype in dtypes and (device is None or tensor.device == device)
             if not good or not argument.bind(tensor.shape, sizes):
-                name, shape = argument.label or argument.name, argument.expected(sizes)
+                name, shape = name_of(argument), argument.expected(sizes)
                 check_tensor(self.op, name, tensor, dtypes, shape, device)
                 raise ValueError(f"{self.op}: {name} must have shape ({argument.shape}), got {tuple(tensor.shape)}")
             device = tensor.device
+            check_memory(self.op, name_of(argument), tensor)
         if self.rules:
             by_name = dict(zip(self.names, values, strict=True))
             for rule in self.rules:
@@ -202,7 +206,7 @@ class Contract:
         """
         for i, argument in self.tensors:
             if argument.values is not None and values[i] is not None:
-                argument.values.check(self.op, argument.label or argument.name, values[i], sizes)
+                argument.values.check(self.op, name_of(argument), values[i], sizes)
 
     @property
     def schema(self) -> str:
@@ -250,6 +254,11 @@ class Contract:
         value = values[self.names.index(output.dtype)]
         dtype: torch.dtype = value if isinstance(value, torch.dtype) else value.dtype
         return dtype
+
+
+def name_of(argument: Argument) -> str:
+    """What messages call it."""
+    return argument.label or argument.name
 
 
 #: the name of a size, how much more of it there is, and the size itself where it is a number

@@ -42,7 +42,8 @@ def _pages_are_contiguous(op: str, arguments: Mapping[str, Any], _: Sizes) -> No
 
 
 def _pages_are_apart(op: str, arguments: Mapping[str, Any], _: Sizes) -> None:
-    check_written(op, arguments["k_cache"], arguments["v_cache"])
+    written = {name: arguments[name] for name in ("k_cache", "v_cache")}
+    check_written(op, written, {name: tensor for name, tensor in arguments.items() if name not in written})
 
 
 def _heads_fit(op: str, _: Mapping[str, Any], sizes: Sizes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from fastpower.kernels.addresses import check_memory
 from fastpower.kernels.arguments import check_tensor
 from fastpower.kernels.contracts import LINEAR
 from fastpower.kernels.dispatch import compiling, resolve
@@ -37,6 +38,7 @@ def pack_linear(
     out_features, in_features = weight.shape
     if out_features == 0 or in_features == 0:
         raise ValueError(f"pack_linear: weight must not be empty, got shape {tuple(weight.shape)}")
+    check_memory("pack_linear", "weight", weight)
     bias = _copied(bias, out_features)
     from fastpower.kernels.cpu.linear import pack
 
@@ -48,6 +50,7 @@ def pack_linear(
 def _pack_quantised(weight: QuantisedBlocks, bias: torch.Tensor | None, memory: PanelMemory | None) -> PackedLinear:
     inputs, outputs = weight.in_features, weight.out_features
     bias = _copied(bias, outputs)
+    check_memory("pack_linear", "blocks", weight.blocks)
     blocks = weight if weight.blocks.stride(1) == 1 else QuantisedBlocks(weight.blocks.contiguous(), weight.format)
     panels = pack_rows(FORMATS[weight.format], inputs, blocks.row_addresses(), memory)
     return PackedLinear(panels, bias, inputs, outputs, torch.float32, weight.format)
@@ -58,6 +61,7 @@ def _copied(bias: torch.Tensor | None, out_features: int) -> torch.Tensor | None
     if bias is None:
         return None
     check_tensor("pack_linear", "bias", bias, (*_DTYPES, torch.float16), (out_features,), torch.device("cpu"))
+    check_memory("pack_linear", "bias", bias)
     return bias.detach().to(torch.float32, copy=True).contiguous()
 
 
@@ -94,6 +98,8 @@ def linear(
         out_dtype = packed.dtype if getattr(x, "dtype", None) not in dtypes else x.dtype
     elif out_dtype not in _DTYPES:
         raise TypeError(f"linear: out_dtype must be float32 or bfloat16, got {out_dtype}")
+    if isinstance(x, torch.Tensor) and not compiling():
+        check_memory("linear", "x", x)
     rows = x.reshape(-1, x.shape[-1]) if isinstance(x, torch.Tensor) and x.ndim not in (0, 2) else x
     check_tensor("linear", "x", rows, dtypes, ("rows", packed.in_features), packed.panels.device)
     if compiling():

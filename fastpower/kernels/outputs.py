@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
+from fastpower.kernels.caches import meet
+
 from fastpower.kernels.dispatch import pick
 
 #: backends whose functions take ``out`` and ``workspace``; what others return is copied
@@ -82,22 +84,9 @@ def check_outputs(op: str, outputs: Mapping[str, Tensor], room: Tensor | None, i
     if room is not None and room.data_ptr() % _ALIGNMENT:
         raise ValueError(f"{op}: workspace must begin at a multiple of {_ALIGNMENT} bytes, got {room.data_ptr():#x}")
     for (name, tensor), (other, also) in combinations(written.items(), 2):
-        if _overlap(tensor, also):
+        if meet(tensor, also):
             raise ValueError(f"{op}: {name} and {other} share memory; give each its own")
     for tensor in inputs:
         for name, target in written.items():
-            if isinstance(tensor, Tensor) and _overlap(target, tensor):
+            if isinstance(tensor, Tensor) and meet(target, tensor):
                 raise ValueError(f"{op}: {name} shares memory with an argument of shape {tuple(tensor.shape)}")
-
-
-def _overlap(a: Tensor, b: Tensor) -> bool:
-    (a_first, a_end), (b_first, b_end) = _reach(a), _reach(b)
-    return a_first < a_end and b_first < b_end and a_first < b_end and b_first < a_end
-
-
-def _reach(tensor: Tensor) -> tuple[int, int]:
-    """Addresses of a tensor's first byte and behind its last; equal for one without entries."""
-    if tensor.numel() == 0:
-        return 0, 0
-    last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
-    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()

@@ -8,7 +8,8 @@ import torch
 
 from fastpower import _C
 from fastpower.kernels.addresses import address
-from fastpower.kernels.quantised import FORMATS
+from fastpower.kernels.arguments import check_tensor, whole_number
+from fastpower.kernels.quantised import FORMATS, format_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,6 +22,19 @@ class PackedLinear:
     out_features: int
     dtype: torch.dtype  #: of the weights and of the rows: float32 or bfloat16; quantised: float32
     format: str | None = None  #: of quantised weights, a name in ``fastpower.kernels.quantised.FORMATS``
+
+    def __post_init__(self) -> None:
+        """Raises TypeError or ValueError for panels that are no packed weight of these sizes: C++ believes them."""
+        sizes = [whole_number(f"PackedLinear: {n}", getattr(self, n)) for n in ("in_features", "out_features")]
+        if self.format is None:
+            needed = _C.packed_linear_bytes(self.dtype == torch.bfloat16, *sizes)
+        else:
+            needed = _C.quantised_bytes(format_of(self.format).type, *sizes)
+        check_tensor("PackedLinear", "panels", self.panels, (torch.uint8,), (needed,), torch.device("cpu"))
+        if self.bias is not None:
+            check_tensor("PackedLinear", "bias", self.bias, (torch.float32,), (sizes[1],), torch.device("cpu"))
+        if address(self.panels, torch.uint8) % 64 or not self.panels.is_contiguous():
+            raise ValueError("PackedLinear: panels must be contiguous and begin at a multiple of 64 bytes; pack again")
 
     def weight(self) -> torch.Tensor:
         """The (out_features, in_features) weight, unpacked: equal bits to what was packed (quantised: dequantised)."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fastpower.kernels.addresses import address
+from fastpower.kernels.arguments import real_number, whole_number
 from fastpower.kernels.contracts import APPEND_KV, COPY_PAGES, PAGED_ATTENTION, PAGED_ATTENTION_OUT
 from fastpower.kernels.dispatch import compiling, direct, resolve, route
 from fastpower.kernels.outputs import run_into
@@ -125,17 +126,23 @@ def paged_attention(
         IndexError: A page outside the cache.
         BackendUnavailable: The backend cannot run here.
     """
-    starts, pages = (None, None) if shared is None else shared
-    scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
+    op = "paged_attention"
+    starts, pages = (None, None) if shared is None else _pair(op, shared)
+    if scale is None:
+        scale = _scale(query)
+    # the usual types first: this is called between two passes over gigabytes
+    if type(scale) is not float or type(softcap) is not float or type(window) is not int:
+        scale, softcap = real_number(f"{op}: scale", scale), real_number(f"{op}: softcap", softcap)
+        window = whole_number(f"{op}: window", window)
     tensors = (query, k_cache, v_cache, page_table, query_starts, lengths)
     if out is not None or workspace is not None:
-        arguments = (*tensors, scale, window, float(softcap), starts, pages, ancestors)
+        arguments = (*tensors, scale, window, softcap, starts, pages, ancestors)
         if out is None:  # only the workspace is the caller's
             (out,) = PAGED_ATTENTION.outputs_for(*arguments)
         (_paged_attention_out_op if compiling() else _paged_attention_out)(*arguments, out, workspace, backend)
         return out
     call = _paged_attention_op if compiling() else _paged_attention
-    result: Tensor = call(*tensors, scale, window, float(softcap), starts, pages, ancestors, backend)
+    result: Tensor = call(*tensors, scale, window, softcap, starts, pages, ancestors, backend)
     return result
 
 
@@ -194,6 +201,20 @@ def _paged_attention(
     options: dict[str, Any] = {"scale": scale, "window": window, "softcap": softcap, "shared": groups}
     result: Tensor = run(*tensors, **options, ancestors=ancestors)
     return result
+
+
+def _scale(query: Tensor) -> float:
+    """The usual one, of any query: one without a last dimension is refused by the contract, which names it."""
+    try:
+        return float(query.shape[-1] ** -0.5)
+    except (AttributeError, IndexError, ZeroDivisionError):
+        return 1.0
+
+
+def _pair(op: str, shared: Any) -> tuple[Any, Any]:
+    if not isinstance(shared, (tuple, list)) or len(shared) != 2:
+        raise TypeError(f"{op}: shared must be a pair of tensors (starts, pages) or None, got {type(shared).__name__}")
+    return shared[0], shared[1]
 
 
 def _paged_attention_out(

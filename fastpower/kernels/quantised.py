@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from fastpower import _C
+from fastpower.kernels.addresses import address, aligned_part, array_address, check_memory
 from fastpower.kernels.arguments import check_tensor
 
 
@@ -70,6 +71,7 @@ class QuantisedBlocks:
     def __post_init__(self) -> None:
         format = format_of(self.format)
         check_tensor("QuantisedBlocks", "blocks", self.blocks, (torch.uint8,), ("out", "bytes"), torch.device("cpu"))
+        check_memory("QuantisedBlocks", "blocks", self.blocks)
         out, size = self.blocks.shape
         if out == 0 or size == 0 or size % format.block_bytes:
             raise ValueError(
@@ -90,10 +92,13 @@ class QuantisedBlocks:
 
     def dequantise(self) -> torch.Tensor:
         """The (out, in) weights in float32, equal to ``gguf.quants.dequantize`` bit for bit."""
+        check_memory("QuantisedBlocks", "blocks", self.blocks)
         blocks = self.blocks.contiguous()
         out = torch.empty(self.out_features, self.in_features, dtype=torch.float32, device="cpu")
         type = FORMATS[self.format].type
-        _C.dequantise(type, self.in_features, self.out_features, blocks.data_ptr(), out.data_ptr())
+        _C.dequantise(
+            type, self.in_features, self.out_features, address(blocks, torch.uint8), address(out, torch.float32)
+        )
         return out
 
     def row_addresses(self, order: NDArray[np.int64] | None = None) -> NDArray[np.uint64]:
@@ -101,7 +106,7 @@ class QuantisedBlocks:
         if self.blocks.stride(1) != 1:
             raise ValueError("QuantisedBlocks: a row of blocks must be contiguous; pass blocks.contiguous()")
         rows = np.arange(self.out_features) if order is None else order
-        return np.asarray(self.blocks.data_ptr() + rows * self.blocks.stride(0), np.uint64)
+        return np.asarray(address(self.blocks, torch.uint8) + rows * self.blocks.stride(0), np.uint64)
 
 
 class PanelMemory:
@@ -121,8 +126,8 @@ class PanelMemory:
         whole = -(-size // 64) * 64
         if self._free.numel() < whole:
             chunk = torch.empty(max(whole, self._CHUNK) + self._PAGE, dtype=torch.uint8, device="cpu")
-            self._free = chunk[-chunk.data_ptr() % self._PAGE :]
-            _C.ask_for_huge_pages(self._free.data_ptr(), self._free.numel())
+            self._free = aligned_part(chunk, self._PAGE)
+            _C.ask_for_huge_pages(address(self._free, torch.uint8), self._free.numel())
         panels, self._free = self._free[:size], self._free[whole:]
         return panels
 
@@ -134,14 +139,14 @@ def pack_rows(
     rows = np.ascontiguousarray(rows)
     size = _C.quantised_bytes(format.type, in_features, len(rows))
     panels = aligned(size) if memory is None else memory.take(size)
-    _C.pack_quantised(format.type, in_features, len(rows), rows.ctypes.data, panels.data_ptr())
+    _C.pack_quantised(format.type, in_features, len(rows), array_address(rows, np.uint64), address(panels, torch.uint8))
     return panels
 
 
 def aligned(size: int) -> torch.Tensor:
     """(size,) uint8 that begins at a cache line; not initialised."""
     memory = torch.empty(size + 64, dtype=torch.uint8, device="cpu")
-    return memory[-memory.data_ptr() % 64 :][:size]
+    return aligned_part(memory, 64)[:size]
 
 
 #: rows that are quantised at a time: what is held besides the result is a few MB
@@ -162,6 +167,7 @@ def quantise(weight: torch.Tensor, format: str) -> QuantisedBlocks:
     if format not in ("Q8_0", "Q4_0"):
         raise ValueError(f"format={format!r} cannot be made here; only Q8_0 and Q4_0")
     check_tensor("quantise", "weight", weight, (torch.float32, torch.bfloat16, torch.float16), ("out", "in"))
+    check_memory("quantise", "weight", weight)
     out, inputs = weight.shape
     if inputs % 32:
         raise ValueError(f"quantise: weight has {inputs} inputs; {format} takes multiples of 32")

@@ -174,7 +174,7 @@ def test_bad_values_are_named_and_nothing_is_written(native):
         native.direct_sample_tokens(*case._replace(alpha=torch.tensor([1.0, -2.0, 1.0])))
     cache = torch.zeros(4, 16, 3, 40)
     with pytest.raises(IndexError, match="64"):
-        native.direct_append_kv(*torch.ones(2, 2, 3, 40), cache, cache, torch.tensor([3, 64]))
+        native.direct_append_kv(*torch.ones(2, 2, 3, 40), cache, cache.clone(), torch.tensor([3, 64]))
     assert not cache.any()
 
 

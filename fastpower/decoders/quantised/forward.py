@@ -12,6 +12,7 @@ from fastpower import _C
 from fastpower.decoders.quantised.weights import Layer, Weights
 from fastpower.decoders.transformers.fused import FusedForward
 from fastpower.kernels import PackedLinear
+from fastpower.kernels.addresses import address
 from fastpower.kernels.quantised import FORMATS
 
 
@@ -47,7 +48,7 @@ class QuantisedForward(FusedForward):
             "embedding_scale": a.embedding_scale,
             "gelu": a.gelu,
             "embedding": _matrix(weights.embedding),
-            "final_norm": weights.final_norm.data_ptr(),
+            "final_norm": address(weights.final_norm, torch.float32),
             "head": _matrix(weights.head),
             "ropes": len(weights.ropes),
         }
@@ -68,7 +69,7 @@ class QuantisedForward(FusedForward):
         for index, rope in enumerate(self.weights.ropes):
             cos, sin = (table.contiguous() for table in rope(self._positions))
             self._ropes.append((cos, sin))
-            self._forward.set_rope(index, cos.data_ptr(), sin.data_ptr(), self._positions)
+            self._forward.set_rope(index, *(address(table, torch.float32) for table in (cos, sin)), self._positions)
 
 
 def _layer(layer: Layer, rope: int, window: int) -> dict[str, Any]:
@@ -77,7 +78,7 @@ def _layer(layer: Layer, rope: int, window: int) -> dict[str, Any]:
     return {
         "qkv": [_matrix(part) for part in layer.qkv],
         **{name: _matrix(getattr(layer, name)) for name in ("out", "gate", "up", "down")},
-        **{name: None if norm is None else norm.data_ptr() for name, norm in norms.items()},
+        **{name: None if norm is None else address(norm, torch.float32) for name, norm in norms.items()},
         "rope": rope,
         "window": window,
     }
@@ -86,7 +87,7 @@ def _layer(layer: Layer, rope: int, window: int) -> dict[str, Any]:
 def _matrix(matrix: PackedLinear | Tensor) -> Any:
     """The address of a plain matrix, or (format, in, out, panels, bias): False for float32 panels."""
     if isinstance(matrix, Tensor):
-        return matrix.data_ptr()
+        return address(matrix, torch.float32)
     kind = False if matrix.format is None else FORMATS[matrix.format].type
-    bias = 0 if matrix.bias is None else matrix.bias.data_ptr()
-    return kind, matrix.in_features, matrix.out_features, matrix.panels.data_ptr(), bias
+    bias = 0 if matrix.bias is None else address(matrix.bias, torch.float32)
+    return kind, matrix.in_features, matrix.out_features, address(matrix.panels, torch.uint8), bias

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastpower.decoders.ahead import StepAhead
-from fastpower.decoders.base import Draws, TokenDraws, TokenScores, Work, check_rows
+from fastpower.decoders.base import Draws, TokenDraws, TokenScores, Work, check_draws, check_rows
 from fastpower.decoders.transfer import to_device
 from fastpower.decoders.transformers import scores, verification
 from fastpower.decoders.transformers.attention import Step, register_attention
@@ -161,11 +161,11 @@ class TransformersDecoder:
         """
         if not self._hooked:
             self._settle(sequence)
-            self.cache.remember(sequence, np.asarray(tokens, np.int64))
+            self.cache.remember(sequence, tokens)
 
     def match(self, tokens: Sequence[int]) -> tuple[int, int]:
         """See ``PagedCache.match``. Nothing is found while a hook makes the model another one."""
-        return self.cache.match(np.asarray([] if self._hooked else tokens, np.int64))
+        return self.cache.match([] if self._hooked else tokens)
 
     def refresh(self) -> bool:
         """Whether the model's weights (or its modules) are others than before.
@@ -225,9 +225,11 @@ class TransformersDecoder:
             CacheFull: No room.
             UnknownSequence: A handle that is not live.
             PromptTooLong: A row would exceed ``max_length``.
+            TypeError: Draws of other dtypes, a number that is not whole.
             ValueError: An empty batch or row, a sequence twice, a token outside the vocabulary, draws that do not fit
                 the batch.
         """
+        check_draws(draws)
         if self._ahead is None:
             return self._plain(work, draws)
         if self._hooked:
@@ -242,6 +244,7 @@ class TransformersDecoder:
         A chunk costs what as many rows of one token do: products read the weights once for all of them.
         """
         check_rows(work, rows)
+        check_draws(draws)
         self._settle()
         with self._packer.reserved(work) as batch, torch.inference_mode():
             ends, counts = batch.starts[1:].astype(np.int64), np.asarray(rows, np.int64)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from operator import index
 from typing import NamedTuple
 
 import numpy as np
@@ -54,8 +53,7 @@ class Packer:
             raise ValueError(f"row {int(n_new.argmin())} of work has no tokens: give at least one")
         starts = np.zeros(len(work) + 1, np.int32)
         np.cumsum(n_new, out=starts[1:])
-        # index() refuses what is not whole, where fromiter would cut it off
-        tokens = np.fromiter(map(index, chain.from_iterable(row.tokens for row in work)), np.int64, int(starts[-1]))
+        tokens = integers("tokens", [*chain.from_iterable(row.tokens for row in work)])
         if tokens.min() < 0 or tokens.max() >= self._vocab_size:
             raise ValueError(f"token ids must lie in [0, {self._vocab_size}), got {tokens.min()} … {tokens.max()}")
         sequences = integers("sequences", [row.sequence for row in work])
