@@ -60,7 +60,8 @@ Ints whole_numbers(const char* name, py::handle values) {
     int64_t* next = result.mutable_data();
     for (const py::handle& value : values) {
       if (PySequence_Check(value.ptr()) && !PyUnicode_Check(value.ptr()))
-        throw std::invalid_argument(std::string(name) + " must have one dimension, got a sequence in a sequence");
+        throw std::invalid_argument(std::string(name) +
+                                    " must have one dimension, got a sequence in a sequence");
       *next++ = Whole(name, value);
     }
     return result;

@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fastpower.decoders.base import Draws, TokenDraws, Work
+from fastpower.decoders.base import Draws, TokenDraws, Work, check_draws
 from fastpower.errors import CacheFull
 
 Ints = NDArray[np.int64]
@@ -89,6 +89,7 @@ class StepAhead:
 
     def forward(self, work: Sequence[Work], draws: Draws) -> TokenDraws:
         """``Decoder.forward``, with the same results and errors."""
+        check_draws(draws)
         ahead = self._surplus
         if ahead is not None and self._is_next(ahead, work, draws):
             return self._go_on(ahead, draws)

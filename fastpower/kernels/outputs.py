@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
+from fastpower.kernels.addresses import extent
 from fastpower.kernels.caches import meet
-
 from fastpower.kernels.dispatch import pick
 
 #: backends whose functions take ``out`` and ``workspace``; what others return is copied
@@ -81,8 +81,8 @@ def check_outputs(op: str, outputs: Mapping[str, Tensor], room: Tensor | None, i
             raise ValueError(f"{op}: {name} must be contiguous to be written, got strides {tensor.stride()}")
         if tensor.requires_grad:
             raise ValueError(f"{op}: {name} requires grad and cannot be written; use {name}.detach()")
-    if room is not None and room.data_ptr() % _ALIGNMENT:
-        raise ValueError(f"{op}: workspace must begin at a multiple of {_ALIGNMENT} bytes, got {room.data_ptr():#x}")
+    if room is not None and (begin := extent(room)[0]) % _ALIGNMENT:
+        raise ValueError(f"{op}: workspace must begin at a multiple of {_ALIGNMENT} bytes, got {begin:#x}")
     for (name, tensor), (other, also) in combinations(written.items(), 2):
         if meet(tensor, also):
             raise ValueError(f"{op}: {name} and {other} share memory; give each its own")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastpower.decoders.ahead import StepAhead
-from fastpower.decoders.base import Draws, TokenDraws, TokenScores, Work, check_draws, check_rows
+from fastpower.decoders.base import Draws, TokenDraws, TokenScores, Work, check_rows
 from fastpower.decoders.transfer import to_device
 from fastpower.decoders.transformers import scores, verification
 from fastpower.decoders.transformers.attention import Step, register_attention
@@ -226,10 +226,8 @@ class TransformersDecoder:
             UnknownSequence: A handle that is not live.
             PromptTooLong: A row would exceed ``max_length``.
             TypeError: Draws of other dtypes, a number that is not whole.
-            ValueError: An empty batch or row, a sequence twice, a token outside the vocabulary, draws that do not fit
-                the batch.
+            ValueError: An empty batch or row, a sequence twice, a token outside the vocabulary, draws that do not fit.
         """
-        check_draws(draws)
         if self._ahead is None:
             return self._plain(work, draws)
         if self._hooked:
@@ -244,7 +242,6 @@ class TransformersDecoder:
         A chunk costs what as many rows of one token do: products read the weights once for all of them.
         """
         check_rows(work, rows)
-        check_draws(draws)
         self._settle()
         with self._packer.reserved(work) as batch, torch.inference_mode():
             ends, counts = batch.starts[1:].astype(np.int64), np.asarray(rows, np.int64)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastpower import kernels
-from fastpower.decoders.base import Draws, TokenDraws, TokenScores
+from fastpower.decoders.base import Draws, TokenDraws, TokenScores, check_draws
 from fastpower.decoders.transfer import to_device, to_host
 from fastpower.decoders.transformers.packing import PackedBatch
 from fastpower.errors import InvalidLogits
@@ -24,6 +24,7 @@ Statistics = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]
 
 def draw(logits: Tensor, draws: Draws, device: torch.device, backend: str) -> TokenDraws:
     """``Decoder.forward``'s draws from (S, V) logits."""
+    check_draws(draws)
     alpha, exponents, rows, keys, positions, exclude = to_device(
         [
             np.ascontiguousarray(draws.alpha, np.float32),
