@@ -20,7 +20,7 @@ SHARE = 0.9
 #: columns of a method, in the order in which they are written
 COLUMNS = (
     "problem", "chain", "correct", "logp", "logz", "tokens", "decoded", "steps", "ended", "acceptance", "ess", "carry",
-    "lift", "decided",
+    "lift", "decided", "equations",
 )  # fmt: skip
 
 
@@ -30,7 +30,7 @@ def row_of(record: Mapping[str, Any], problem: int) -> dict[str, Any]:
     ``logz`` is Σ_t logz_t in nats, ``decoded`` counts rejected tokens too, ``steps`` are the forwards that have to
     follow each other (None where the record does not say), ``acceptance`` of moves, ``ess`` a fraction of the
     particles, ``carry`` and ``lift`` as ``concentration`` gives them, ``decided`` the share of positions below 0.05
-    nats.
+    nats, ``equations`` the equals signs of the text: how many steps a sum in words writes down.
     """
     logz, entropy = np.asarray(record["token_logz"], float), np.asarray(record["entropy"], float)
     carry, lift = concentration(-logz)
@@ -49,6 +49,7 @@ def row_of(record: Mapping[str, Any], problem: int) -> dict[str, Any]:
         "carry": _rounded(carry),
         "lift": _rounded(lift),
         "decided": _rounded(float((entropy < 0.05).mean())) if len(entropy) else None,
+        "equations": str(record["text"]).count("="),
     }
 
 

@@ -90,35 +90,31 @@ def alpha_table(study: Study) -> str:
 
 
 def right_and_wrong_table(study: Study) -> str:
-    """Right against wrong answers to the same problem: log p, length, log p per token."""
+    """Right against wrong answers to the same problem: log p, length, equals signs."""
+    sharpened = [m for m in study.methods if m.partition("(")[0] not in ("plain", "best_of_n", "published_mh")]
+    pools = {label(m): study.rows(m) for m in ("plain", "low_temperature", "mh(moves=6)") if m in study.methods}
+    pools["low temperature and samplers"] = [row for m in sharpened for row in study.rows(m)]
     lines = [
-        [
-            "answers of",
-            "problems with both",
-            "log p, right − wrong",
-            "tokens, right − wrong",
-            "log p per token",
-            "right one likelier",
-        ],
-        ["---"] * 6,
+        ["answers of", "problems with both", "log p", "tokens", "log p per token", "equals signs", "right one likelier"]
     ]
-    for method in ("plain", "low_temperature", "mh(moves=6)"):
-        if method not in study.methods:
-            continue
+    lines.append(["---"] * 7)
+    for name, rows in pools.items():
         gaps = []
-        for group in by_problem(study.rows(method)).values():
+        for group in by_problem(rows).values():
             right, wrong = ([r for r in group if bool(r["correct"]) is verdict] for verdict in (True, False))
             if right and wrong:
-                pair = [[statistics.fmean(f(r) for r in rs) for f in (_logp, _tokens, _rate)] for rs in (right, wrong)]
-                gaps.append([a - b for a, b in zip(*pair, strict=True)])
+                means = [
+                    [statistics.fmean(f(r) for r in rs) for f in (_logp, _tokens, _rate, _equations)]
+                    for rs in (right, wrong)
+                ]
+                gaps.append([a - b for a, b in zip(*means, strict=True)])
         if len(gaps) < 5:
             continue
-        logp, tokens, rate = zip(*gaps, strict=True)
+        logp, tokens, rate, equations = zip(*gaps, strict=True)
         won = statistics.fmean(gap > 0 for gap in logp)
-        lines.append(
-            [label(method), str(len(gaps)), spread(logp), spread(tokens), spread(rate, 3), f"{100 * won:.0f} %"]
-        )
-    return markdown(lines) if len(lines) > 2 else ""
+        cells = [spread(logp), spread(tokens), spread(rate, 3), spread(equations), f"{100 * won:.0f} %"]
+        lines.append([name, str(len(gaps)), *cells])
+    return markdown(lines) if len(lines) > 2 else "Too few problems have right and wrong answers."
 
 
 def entropy_table(study: Study) -> str:
@@ -320,6 +316,10 @@ def _logp(row: Row) -> float:
 
 def _tokens(row: Row) -> float:
     return float(row["tokens"])
+
+
+def _equations(row: Row) -> float:
+    return float(row["equations"])
 
 
 def _rate(row: Row) -> float:
