@@ -17,10 +17,10 @@ ROOT = Path(__file__).resolve().parents[3]
 PROGRAM = """
 import sys, uvicorn
 from fastpower.integrations.server.app import Settings, create_app
-from tests.integrations.server.toys import slow_model
+from tests.integrations.server.toys import chatty_model, slow_model
 
 settings = Settings(max_new_tokens=9, max_waiting=int(sys.argv[1]), max_body=65536, body_seconds=1.0)
-app = create_app(slow_model(float(sys.argv[2])), settings)
+app = create_app(chatty_model() if sys.argv[2] == "chatty" else slow_model(float(sys.argv[2])), settings)
 uvicorn.run(app, port=0, log_level="info", access_log=True, http="h11", h11_max_incomplete_event_size=65536)
 """
 
@@ -56,8 +56,8 @@ class Served:
 
 
 @contextlib.contextmanager
-def served(max_waiting: int = 256, delay: float = 0.0) -> Iterator[Served]:
-    """A server whose every forward takes ``delay`` seconds more."""
+def served(max_waiting: int = 256, delay: float | str = 0.0) -> Iterator[Served]:
+    """A server whose every forward takes ``delay`` seconds more; "chatty": one whose model has a chat template."""
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, str(max_waiting), str(delay)],
         cwd=ROOT,
