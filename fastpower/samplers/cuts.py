@@ -134,7 +134,7 @@ class EntropyThresholdCut(CutLaw):
     """
 
     threshold: float = 0.5
-    window: int = 0
+    window: int = 2
     epsilon: float = 0.05
 
     def __post_init__(self) -> None:

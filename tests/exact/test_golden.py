@@ -32,11 +32,17 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def digest(method: str) -> str:
+#: settings that were once the default, and what they drew
+BEFORE: dict[str, dict[str, Any]] = {"egps": STAGED | {"window": 0, "neighbourhood": 0}}
+DREW = {"egps": "9e5ad9a567871b4e"}
+
+
+def digest(method: str, settings: dict[str, Any] | None = None) -> str:
     """Of prompts that share a name, two seeds, and exponents on both sides of 1."""
+    settings = SETTINGS.get(method, STAGED) if settings is None else settings
     facts = []
     for alpha, seed in [(2.5, 4), (0.7, 2**63)]:
-        sampler = make_sampler(method, alpha=alpha, max_new_tokens=11, **SETTINGS.get(method, STAGED))
+        sampler = make_sampler(method, alpha=alpha, max_new_tokens=11, **settings)
         results = generate(toy_model(), ["1 2", "3", [1, 2]], sampler, seed=seed, chains=3)
         facts += [[r.id, r.token_ids, r.ended, [event.get("accepted") for event in r.trace]] for r in results]
     return hashlib.blake2b(json.dumps(facts).encode(), digest_size=8).hexdigest()
@@ -45,6 +51,11 @@ def digest(method: str) -> str:
 @pytest.mark.parametrize("method", METHODS)
 def test_a_sampler_draws_what_it_always_drew(method: str) -> None:
     assert digest(method) == json.loads(FILE.read_text())[method]
+
+
+@pytest.mark.parametrize("method", BEFORE)
+def test_with_the_settings_of_before_it_draws_what_it_drew_before(method: str) -> None:
+    assert digest(method, BEFORE[method]) == DREW[method]
 
 
 if __name__ == "__main__":

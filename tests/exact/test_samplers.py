@@ -46,7 +46,7 @@ CUTS = {
     "uniform": UniformCut(),
     "fixed_horizon": FixedHorizonCut(),
     "jump": EntropyJumpCut(),
-    "threshold": EntropyThresholdCut(0.6),
+    "threshold": EntropyThresholdCut(0.6, window=0),
     "neighbourhood": EntropyThresholdCut(0.6, window=1),
     "quantile": EntropyQuantileCut(0.5),
     "mixture": MixtureCut((EntropyJumpCut(beta=1.0), UniformCut()), (0.7, 0.3)),
@@ -165,7 +165,7 @@ def test_entropy_guided_code_follows_its_finite_law(models, name):
     """Blocks below the threshold get no moves at their warm-up stage; the last stage always does."""
     h, block_h, cut = 0.6, 0.75, EntropyThresholdCut(0.6)
     sampler = EntropyGuided(
-        PowerTarget(ALPHA, 3), block=2, moves=2, cut=cut, tries=2, threshold=h, block_threshold=block_h
+        PowerTarget(ALPHA, 3), block=2, moves=2, cut=cut, tries=2, threshold=h, block_threshold=block_h, window=0
     )
 
     def matrix(space):

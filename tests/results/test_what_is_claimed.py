@@ -85,7 +85,9 @@ def test_a_move_without_a_cut_is_not_accepted_by_any_sampler(method: str) -> Non
 
 
 def test_egps_threshold_reaches_its_cut_law() -> None:
-    assert EntropyGuided(threshold=1.5).cut == EntropyThresholdCut(1.5)
+    assert EntropyGuided(threshold=1.5).cut == EntropyThresholdCut(1.5, window=2)
+    assert EntropyGuided(threshold=1.5, neighbourhood=0).cut == EntropyThresholdCut(1.5, window=0)
+    assert EntropyGuided(cut=EntropyThresholdCut(0.7, window=0)).cut == EntropyThresholdCut(0.7, window=0)
     assert EntropyGuided(threshold=1.5, cut=UniformCut()).cut == UniformCut()
     assert MetropolisHastings().cut == UniformCut()
 
