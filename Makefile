@@ -46,12 +46,14 @@ sanitize: $(VENV)/installed
 	LSAN_OPTIONS=suppressions=tests/native/leaks.supp:print_suppressions=0 \
 	$(BIN)/python -m pytest -p no:cacheprovider -o pythonpath="$(SANITIZED)/lib ." tests/native
 
-# On a machine with a GPU, with the torch of PYTHON: builds the CUDA library and runs tests/gpu, of which nothing is skipped
-# in silence. `make gpu PYTHON=/path/to/python`
+# On a machine with a GPU, with the torch of PYTHON: builds the CUDA library, runs tests/gpu, of which nothing is skipped in
+# silence, and prints what kernels and steps take beside their floors, also as build/device.json.
+# `make gpu PYTHON=/path/to/python`
 gpu:
 	@$(PYTHON) -c 'import torch, sys; sys.exit(None if torch.cuda.is_available() else "make gpu: the torch of PYTHON=$(PYTHON) sees no CUDA device; give a Python whose torch does")'
 	FASTPOWER_CUDA=1 $(PYTHON) setup.py -q build_ext --inplace
 	FASTPOWER_GPU=1 $(PYTHON) -m pytest tests/gpu -rsf $(PYTEST_ARGS)
+	$(PYTHON) -m bench.device_report --device cuda --json build/device.json
 
 # llama.cpp as a decoder: builds llama-cpp-python (ten minutes on two cores, once) and runs its tests.
 llama-cpp: $(VENV)/installed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fastpower.decoders.base import Decoder
 from fastpower.decoders.draft import DraftGuesser
 from fastpower.models import DEFAULT_MODEL, load_model, prompt_tokens
+from fastpower.models.placement import chosen_device, chosen_dtype
 from fastpower.models.prompts import TODAY, Question, as_prompt, check_tokens
 from fastpower.models.prompts import Prompt as Prompt
 
@@ -97,9 +98,9 @@ def load(
     model: Any = None,
     tokenizer: Any = None,
     *,
-    dtype: str | torch.dtype = "float32",
+    dtype: str | torch.dtype | None = None,
     weights: str | None = None,
-    device: str | torch.device | None = None,
+    device: str | torch.device | None = "auto",
     chat: bool | None = None,
     today: str = TODAY,
     cache_tokens: int | None = None,
@@ -118,11 +119,14 @@ def load(
             a .gguf file, "llama.cpp:FILE" for a .gguf file that llama.cpp is to run (extra ``llama-cpp``), a hub id, a
             loaded transformers model (give its tokenizer too), a decoder, or a LanguageModel (returned as it is).
         tokenizer: Of a loaded model.
-        dtype: For transformers' ``from_pretrained``; not with a loaded model. Of K/V alone where ``weights`` is given.
+        dtype: For transformers' ``from_pretrained``; not with a loaded model. None (default): float32 on the CPU,
+            bfloat16 on a GPU. Of K/V alone where ``weights`` is given.
         weights: "q8" or "q4": round the weights of any checkpoint that the fused forward takes (Llama, Mistral, Qwen2,
             Qwen3, Gemma-3, on the CPU) to 8 or 4 bits and keep nothing else of them: 8.5 or 4.5 bits a weight are held
             and read per step; answers are exact for the rounded model.
-        device: Like ``dtype``.
+        device: "auto" (default): a CUDA device, if torch sees one that the kernels are made for, else the CPU, and the
+            CPU for weights that stay quantised; or a device of torch; None: where transformers puts it (as with
+            ``device_map``).
         chat: See ``LanguageModel``.
         today: See ``LanguageModel``.
         cache_tokens: Tokens of K/V that the cache may hold; default: a quarter of the free memory.
@@ -163,6 +167,7 @@ def load(
     options = {"cache_tokens": cache_tokens, **(decoder_options or {})}
     by_name = model is None or isinstance(model, (str, os.PathLike))
     files = gguf_files(model) if by_name else None
+    dtype, device = placed(model, dtype, device, weights=weights, by_others=kwargs.keys())
     if not by_name and kwargs:
         raise ValueError(f"{sorted(kwargs)} cannot be applied to a model that is already loaded")
     if weights is not None:
@@ -176,6 +181,35 @@ def load(
         model, tokenizer = load_model(model, dtype=dtype, device=device, **kwargs)
     decoder = TransformersDecoder(model, tokenizer, cache_tokens=cache_tokens, **(decoder_options or {}))
     return LanguageModel(decoder, tokenizer, name, chat, today)
+
+
+def placed(
+    model: Any,
+    dtype: str | torch.dtype | None,
+    device: str | torch.device | None,
+    *,
+    weights: str | None = None,
+    by_others: Collection[str] = (),
+) -> tuple[str | torch.dtype, torch.device | None]:
+    """dtype and device that ``load`` takes for these arguments.
+
+    Args:
+        model: As for ``load``.
+        dtype: As for ``load``.
+        device: As for ``load``.
+        weights: As for ``load``.
+        by_others: Names of arguments for ``from_pretrained``, some of which place the model themselves.
+
+    Raises:
+        ValueError: No such device here.
+    """
+    from fastpower.decoders.quantised.loading import gguf_files
+
+    by_name = model is None or isinstance(model, (str, os.PathLike))
+    quantised = by_name and (weights is not None or gguf_files(model) is not None)
+    stays = quantised or not by_name or not {"device_map", "tp_plan"}.isdisjoint(by_others)
+    found = chosen_device(None if device == "auto" and stays else device)
+    return chosen_dtype(dtype, found), found
 
 
 def _name(model: Any) -> str:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from fastpower.commands.configuration import add_config
-from fastpower.commands.options import add_model_arguments, add_sampler_arguments, load_from
+from fastpower.commands.options import add_model_arguments, add_sampler_arguments, dtype_of, load_from
 from fastpower.terminal import console, json_line
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     machine = facts(bandwidth=False) | {"device": device, "bandwidth_gb_s": round(bandwidth, 1)}
     setting = {
         "model": model.name,
-        "dtype": args.dtype,
+        "dtype": dtype_of(args),
         "formats": weight_formats(model.decoder),
         "batch_invariant": model.decoder.batch_invariant,
         "prompt": args.prompt,

@@ -23,8 +23,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, max_rows: int = 64) 
     )
     group.add_argument(
         "--dtype",
-        default="float32",
-        help="weights (K/V if those are quantised): float32 (default), bfloat16, float16, auto",
+        help="weights (K/V if those are quantised): float32 (default on the CPU), bfloat16 (on a GPU), float16, auto",
     )
     group.add_argument(
         "--weights",
@@ -37,7 +36,11 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, max_rows: int = 64) 
         metavar="PATH_OR_NAME",
         help="a smaller model of the same tokenizer that guesses the next tokens; answers stay the same",
     )
-    group.add_argument("--device", help="for example cuda; default: the CPU")
+    group.add_argument(
+        "--device",
+        default="auto",
+        help="auto (default): a GPU if there is one, else the CPU; or cpu, cuda:1, …",
+    )
     group.add_argument("--raw", action="store_true", help="take prompts as plain text, without the chat template")
     group.add_argument(
         "--today", metavar="DATE", default=TODAY, help=f"date that a chat template may write (default {TODAY}, any day)"
@@ -145,9 +148,16 @@ def load_from(args: argparse.Namespace) -> LanguageModel:
     )
 
 
+def dtype_of(args: argparse.Namespace) -> str:
+    """The numbers that the arguments mean."""
+    from fastpower.language_model import placed
+
+    return str(args.dtype or placed(args.model, None, args.device, weights=args.weights)[0])
+
+
 def model_facts(args: argparse.Namespace) -> dict[str, Any]:
     """What identifies the model in a run folder: other numbers of it would be another model's."""
-    facts = {"name": args.model or "default", "dtype": args.dtype, "raw": args.raw, "today": args.today}
+    facts = {"name": args.model or "default", "dtype": dtype_of(args), "raw": args.raw, "today": args.today}
     return facts | ({"weights": args.weights} if args.weights else {})
 
 
