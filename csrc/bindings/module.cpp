@@ -151,4 +151,5 @@ PYBIND11_MODULE(_C, m) {
   fastpower::bind_paged_attention(m);
   fastpower::bind_decoder_forward(m);
   fastpower::bind_direct(m);
+  fastpower::bind_arrays(m);
 }

@@ -24,6 +24,7 @@ void bind_paged_copy(pybind11::module_& m);       // bindings_paging.cpp
 void bind_paged_attention(pybind11::module_& m);  // bindings_paging.cpp
 void bind_decoder_forward(pybind11::module_& m);  // bindings_decoder.cpp
 void bind_quantised(pybind11::module_& m);        // quantised.cpp
-void bind_direct(pybind11::module_& m);           // bindings_direct.cpp
+void bind_direct(pybind11::module_& m);
+void bind_arrays(pybind11::module_& m);  // bindings_direct.cpp
 
 }  // namespace fastpower

@@ -1,6 +1,6 @@
 // Torch's tensors seen from C++ without torch's headers: the C exchange API of DLPack 1.3
 // (github.com/dmlc/dlpack, include/dlpack/dlpack.h), which torch.Tensor offers as __dlpack_c_exchange_api__.
-// The structures below are its binary interface; names are ours. Included by bindings_direct.cpp only.
+// The structures below are its binary interface; names are ours. Included by direct.cpp and arrays.cpp only.
 #pragma once
 
 #include <Python.h>

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "fastpower"
 
 #: floors from the ground up; a room may import from lower floors, and from its own wing
 FLOORS = [
-    ["errors", "suggestions", "target", "moved", "terminal", "native"],
+    ["errors", "suggestions", "target", "moved", "terminal", "native", "arrays"],
     ["interfaces"],
     ["kernels"],
     ["random", "models"],
