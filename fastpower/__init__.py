@@ -3,15 +3,16 @@
     model = fastpower.load()  # the packaged SmolLM2-135M-Instruct; or a path, a hub id, a loaded model
     fastpower.generate(model, "What is 7 * 8?", seed=1)[0].text
 
-The same on a toy whose law can be written down: p = (0.3, 0.7), so p^2 gives token 1 with 0.49 / 0.58 = 0.845.
+Examples:
+    The same on a toy whose law can be written down: p = (0.3, 0.7), so p^2 gives token 1 with 0.49 / 0.58 = 0.845.
 
->>> import math, fastpower
->>> from fastpower.decoders.toy import ToyDecoder
->>> model = fastpower.load(ToyDecoder(lambda prefix: [math.log(0.3), math.log(0.7)], 2, eos_ids=[1]))
->>> sampler = fastpower.MetropolisHastings(fastpower.PowerTarget(alpha=2.0, horizon=1), block=1, moves=4)
->>> results = fastpower.generate(model, [[0]], sampler, seed=1, chains=400)
->>> abs(sum(result.token_ids[0] for result in results) / 400 - 0.845) < 0.06
-True
+    >>> import math, fastpower
+    >>> from fastpower.decoders.toy import ToyDecoder
+    >>> model = fastpower.load(ToyDecoder(lambda prefix: [math.log(0.3), math.log(0.7)], 2, eos_ids=[1]))
+    >>> sampler = fastpower.MetropolisHastings(fastpower.PowerTarget(alpha=2.0, horizon=1), block=1, moves=4)
+    >>> results = fastpower.generate(model, [[0]], sampler, seed=1, chains=400)
+    >>> abs(sum(result.token_ids[0] for result in results) / 400 - 0.845) < 0.06
+    True
 """
 
 from __future__ import annotations

@@ -121,7 +121,11 @@ def prompt_names(prompt_ids: Sequence[int | str], prompts: int) -> list[int | st
 
 
 def require_end(model: LanguageModel, horizon: int) -> None:
-    """Raise ValueError for a model that names no end-of-sequence token: its answers would all be cut off."""
+    """Refuse a model that names no end-of-sequence token: its answers would all be cut off.
+
+    Raises:
+        ValueError: ``model`` is one.
+    """
     if not model.decoder.eos_ids:
         raise ValueError(
             f"{model.name} names no end-of-sequence token, so that every answer would have exactly {horizon} tokens: "
@@ -130,7 +134,11 @@ def require_end(model: LanguageModel, horizon: int) -> None:
 
 
 def require_text(model: LanguageModel) -> None:
-    """Raise ValueError for a model whose tokens have no text: no stop string could be found in it."""
+    """Refuse a model whose tokens have no text: no stop string could be found in it.
+
+    Raises:
+        ValueError: ``model`` is one.
+    """
     if not model.has_text:
         raise ValueError(
             f"stop strings end answers by their text, and {model.name} was loaded without a tokenizer: "

@@ -119,7 +119,12 @@ Response = Suffix | Scored
 
 
 def check(request: Request, max_length: int) -> None:
-    """Raise ValueError or PromptTooLong if a request cannot be carried out."""
+    """Refuse a request that cannot be carried out.
+
+    Raises:
+        ValueError: It contradicts itself.
+        PromptTooLong: It does not fit into the context.
+    """
     parent = len(request.parent.tokens)
     if not 1 <= request.length <= parent:
         raise ValueError(f"length must lie in [1, {parent}] (the parent's tokens), got {request.length}")

@@ -60,7 +60,15 @@ def add_sampler_arguments(
     max_new_tokens: int = 512,
     stop: bool = True,
 ) -> None:
-    """``task_defaults``: alpha and the horizon are None unless given, and their help says that the task decides."""
+    """Flags of a sampler.
+
+    Args:
+        parser: Gets them.
+        method: Whether there is --method.
+        task_defaults: Alpha and the horizon are None unless given, and their help says that the task decides.
+        max_new_tokens: The default otherwise.
+        stop: Whether there is --stop.
+    """
     group = parser.add_argument_group("sampler")
     if method:
         group.add_argument("--method", default="mh", help="mh (default), plain, …, or with settings: mh(moves=4)")

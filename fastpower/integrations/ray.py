@@ -136,7 +136,7 @@ def _spread(
     max_rows: int = 64,
     batch_size: int | None = None,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(index of the job, its record) as they finish. ``jobs``: see ``Worker``; ``islands``: of each of them."""
+    """(index of the job, its record) as they finish; ``islands`` are those of each job, the rest is as of ``ray_engine``."""
     ray = _ray()
     _check_workers(workers)
     with interface("ray"):

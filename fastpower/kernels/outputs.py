@@ -74,7 +74,11 @@ def run_into(backend: str, run: Any, arguments: Sequence[Any], options: Mapping[
 
 
 def check_outputs(op: str, outputs: Mapping[str, Tensor], room: Tensor | None, inputs: Iterable[Any]) -> None:
-    """Raise ValueError unless all can be written: contiguous, no leaf of autograd, sharing memory with nothing."""
+    """Refuse outputs that cannot all be written: contiguous, no leaf of autograd, sharing memory with nothing.
+
+    Raises:
+        ValueError: One cannot; it is named.
+    """
     written = dict(outputs) if room is None else {**outputs, "workspace": room}
     for name, tensor in written.items():
         if not tensor.is_contiguous():

@@ -196,7 +196,11 @@ def text_tokens(tokenizer: Any, text: str) -> list[int]:
 
 
 def check_tokens(ids: Sequence[int], vocab_size: int) -> None:
-    """Raise ValueError for token ids outside the vocabulary."""
+    """Refuse token ids outside the vocabulary.
+
+    Raises:
+        ValueError: One is outside.
+    """
     if min(ids) < 0 or max(ids) >= vocab_size:
         raise ValueError(f"prompt token ids must lie in [0, {vocab_size}); got {min(ids)} … {max(ids)}")
 

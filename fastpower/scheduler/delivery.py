@@ -19,7 +19,15 @@ _BAD_ROW = 1 | 2
 
 
 class Delivery:
-    """The end of every step of one scheduler. counter: numbers new lanes by age."""
+    """The end of every step of one scheduler.
+
+    Args:
+        decoder: Whose sequences end.
+        residence: Which sequences it holds.
+        running: The chains under way.
+        guesses: What is guessed for lanes.
+        counter: Numbers new lanes by age.
+    """
 
     def __init__(
         self, decoder: Decoder, residence: Residence, running: Running, guesses: Guesses, counter: Iterator[int]

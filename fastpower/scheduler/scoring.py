@@ -16,7 +16,14 @@ from fastpower.scheduler.residence import Residence
 
 
 class Scoring:
-    """One ``Score`` under way. columns: the request's exponents among those that are computed."""
+    """One ``Score`` under way.
+
+    Args:
+        ticket: Who waits for it.
+        request: What is scored.
+        columns: The request's exponents among those that are computed.
+        age: Of its lane.
+    """
 
     def __init__(self, ticket: Ticket, request: Score, columns: list[int], age: int) -> None:
         self.ticket = ticket

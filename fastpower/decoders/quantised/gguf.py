@@ -87,7 +87,13 @@ class _Packer:
         biases: list[str] | None = None,
         orders: list[NDArray[np.int64] | None] | None = None,
     ) -> list[PackedLinear]:
-        """The matrices as one if they have one format, else one each. orders: of the rows of each."""
+        """The matrices as one if they have one format, else one each.
+
+        Args:
+            names: Of the tensors.
+            biases: Names likewise, if there are any.
+            orders: Of the rows of each.
+        """
         orders = orders or [None] * len(names)
         plain = [self.vector(name) for name in biases or ()]
         bias = [one if order is None else one[order] for one, order in zip(plain, orders, strict=False)]

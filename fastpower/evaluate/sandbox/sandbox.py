@@ -1,11 +1,12 @@
 """Run a program that a model wrote, contained: time, memory, processes, files and network.
 
-    >>> run_python("assert 1 + 1 == 2").passed
-    True
-
 What is contained, and by which layer, is listed in ``jail.py`` beside this file. Linux only. Where neither namespaces
 nor Landlock can be had, nothing is run and ``SandboxUnavailable`` says why. The sandbox contains *accidents*: it is no
 defence against a program that attacks the kernel, and a program that sets out to fake its own pass can do so.
+
+Examples:
+    >>> run_python("assert 1 + 1 == 2").passed
+    True
 """
 
 from __future__ import annotations

@@ -98,7 +98,11 @@ def call(name: str, device: torch.device, *arguments: Any) -> None:
 
 
 def floats_of(op: str, workspace: torch.Tensor, floats: int) -> torch.Tensor:
-    """The caller's working memory as float32. Raises ValueError if it is too small."""
+    """The caller's working memory as float32.
+
+    Raises:
+        ValueError: It is too small.
+    """
     if workspace.numel() < 4 * floats:
         raise ValueError(
             f"{op}: workspace has {workspace.numel()} bytes, this call needs {4 * floats}; size it with {op}_workspace"
