@@ -60,8 +60,9 @@ class Branch:
 
 @dataclass(slots=True, eq=False)
 class Rollout:
-    """Decode up to ``max_new`` tokens after the first ``length`` tokens of ``parent``, stopping where an answer ends:
-    at an EOS, or with the first of the target's stop strings.
+    """Decode up to ``max_new`` tokens after the first ``length`` tokens of ``parent``, stopping where an answer ends.
+
+    It ends at an EOS, or with the first of the target's stop strings.
 
     Tokens are drawn from softmax(alpha · logits) with the stream ``key``; position t of the stream is position t of
     the sequence, so a rollout's tokens depend on (prefix, key) only.

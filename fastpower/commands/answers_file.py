@@ -19,12 +19,12 @@ class AnswersFile:
     another one is refused. A last line that a kill cut in half is removed, and drawn again.
 
     Args:
-        path: the file; made if it is not there.
-        settings: what decides an answer, JSON-able.
+        path: The file; made if it is not there.
+        settings: What decides an answer, JSON-able.
 
     Raises:
-        ValueError: the file holds answers of other settings, or something else; another process writes it.
-        OSError: it cannot be written (NotWritten: the disk is full).
+        ValueError: The file holds answers of other settings, or something else; another process writes it.
+        OSError: It cannot be written (NotWritten: the disk is full).
     """
 
     def __init__(self, path: str | Path, settings: dict[str, Any]) -> None:
@@ -46,7 +46,7 @@ class AnswersFile:
         """Write one answer.
 
         Raises:
-            NotWritten: the disk did not take it; nothing of it stays in the file.
+            NotWritten: The disk did not take it; nothing of it stays in the file.
         """
         self._file.append(record)
         self.done.add(str(record["id"]))

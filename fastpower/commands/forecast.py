@@ -32,10 +32,10 @@ class MethodForecast:
     """A method's share of an evaluation.
 
     Attributes:
-        method: its label.
-        answers: that will be drawn.
-        tokens: for one answer that fills the horizon (``tokens_of``); None where that cannot be said.
-        hours: for all answers at the measured rate; None likewise.
+        method: Its label.
+        answers: That will be drawn.
+        tokens: For one answer that fills the horizon (``tokens_of``); None where that cannot be said.
+        hours: For all answers at the measured rate; None likewise.
     """
 
     method: str
@@ -49,12 +49,12 @@ class Forecast:
     """What an evaluation will take on this machine.
 
     Attributes:
-        problems: of the task.
-        prompt: tokens of the longest prompt among the first twenty problems.
-        room: tokens of K/V that the cache has free.
-        rows: answers of full length that fit beside each other, at most ``max_rows``.
-        tokens_per_second: of plain decoding with so many rows, measured.
-        methods: in order.
+        problems: Of the task.
+        prompt: Tokens of the longest prompt among the first twenty problems.
+        room: Tokens of K/V that the cache has free.
+        rows: Answers of full length that fit beside each other, at most ``max_rows``.
+        tokens_per_second: Of plain decoding with so many rows, measured.
+        methods: In order.
     """
 
     problems: int

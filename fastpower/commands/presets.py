@@ -14,9 +14,9 @@ class Preset:
     """A method with its authors' settings.
 
     Attributes:
-        method: name of the sampler.
-        source: whose settings they are.
-        settings: of the sampler; what the paper leaves open keeps our default.
+        method: Name of the sampler.
+        source: Whose settings they are.
+        settings: Of the sampler; what the paper leaves open keeps our default.
     """
 
     method: str

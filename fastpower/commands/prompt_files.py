@@ -17,8 +17,8 @@ class Asked:
     """One line of a file.
 
     Attributes:
-        prompt: text, a conversation, or token ids.
-        name: the ``id`` that the line gives; None: the prompt's content names it.
+        prompt: Text, a conversation, or token ids.
+        name: The ``id`` that the line gives; None: the prompt's content names it.
     """
 
     prompt: Any
@@ -33,7 +33,7 @@ def read_prompts(path: str) -> list[Asked]:
     order mark.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: No such file.
         ValueError: a line that is no prompt, naming it; names given twice; nothing at all.
     """
     if path == "-":
@@ -89,7 +89,7 @@ def with_system(prompt: Any, system: str) -> Any:
     """The prompt as a conversation that begins with ``system``.
 
     Raises:
-        ValueError: token ids, or a conversation that has a system message already.
+        ValueError: Token ids, or a conversation that has a system message already.
     """
     if isinstance(prompt, str):
         return [{"role": "system", "content": system}, {"role": "user", "content": prompt}]
@@ -104,7 +104,7 @@ def with_prefill(prompt: Any, beginning: str) -> Any:
     """The prompt as a conversation whose answer begins with ``beginning``.
 
     Raises:
-        ValueError: token ids, or a conversation that ends with the assistant already.
+        ValueError: Token ids, or a conversation that ends with the assistant already.
     """
     turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     if not all(isinstance(message, dict) for message in turns):

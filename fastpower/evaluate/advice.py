@@ -24,16 +24,16 @@ class Prediction:
     """What the pools say of one exponent; means over problems.
 
     Attributes:
-        alpha: the exponent.
-        ess: effective answers per problem, the mean.
-        readable: problems with at least three effective answers.
-        accuracy: expected accuracy of one answer from p^alpha; None where fewer than half of the problems are readable.
+        alpha: The exponent.
+        ess: Effective answers per problem, the mean.
+        readable: Problems with at least three effective answers.
+        accuracy: Expected accuracy of one answer from p^alpha; None where fewer than half of the problems are readable.
         low, high: 95 % interval over problems, of the accuracy.
-        gain: accuracy minus that of low temperature's answers, on the same problems.
+        gain: Accuracy minus that of low temperature's answers, on the same problems.
         gain_low, gain_high: 95 % interval of the gain.
-        length: tokens of an answer.
-        cut: the share that the horizon cuts off.
-        log_z: mean log Ẑ(alpha).
+        length: Tokens of an answer.
+        cut: The share that the horizon cuts off.
+        log_z: Mean log Ẑ(alpha).
     """
 
     alpha: float
@@ -55,13 +55,13 @@ def predict(records: Sequence[Record], alpha: float, *, resamples: int = 4000, s
     """What p^alpha would do, from graded pools.
 
     Args:
-        records: graded answers of ``plain`` and ``low_temperature``, with ``problem``, ``correct``, ``ended``.
-        alpha: the exponent asked about.
-        resamples: bootstrap resamples of problems.
-        seed: of the bootstrap.
+        records: Graded answers of ``plain`` and ``low_temperature``, with ``problem``, ``correct``, ``ended``.
+        alpha: The exponent asked about.
+        resamples: Bootstrap resamples of problems.
+        seed: Of the bootstrap.
 
     Raises:
-        ValueError: no records, or a pool that cannot be reweighted (see ``pools.reweight``).
+        ValueError: No records, or a pool that cannot be reweighted (see ``pools.reweight``).
     """
     groups = by_problem(records)
     if not groups:
@@ -110,9 +110,9 @@ def verdict(predictions: Sequence[Prediction], plain: float, cooled: float) -> s
     """One sentence of advice.
 
     Args:
-        predictions: of several exponents.
-        plain: accuracy of the model's own answers.
-        cooled: accuracy of low temperature's.
+        predictions: Of several exponents.
+        plain: Accuracy of the model's own answers.
+        cooled: Accuracy of low temperature's.
     """
     stated = [p for p in predictions if p.accuracy is not None and p.alpha > 1]
     if not stated:

@@ -24,10 +24,10 @@ class Journal:
     caller holds a lock.
 
     Args:
-        path: the file; made if it is not there.
+        path: The file; made if it is not there.
 
     Raises:
-        OSError: it cannot be opened.
+        OSError: It cannot be opened.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -46,7 +46,7 @@ class Journal:
         """Write one line.
 
         Raises:
-            NotWritten: the disk did not take it; the file holds the lines before it.
+            NotWritten: The disk did not take it; the file holds the lines before it.
         """
         line = (line_of(row) + "\n").encode("utf-8", "backslashreplace")  # a lone surrogate becomes its JSON escape
         try:
@@ -88,7 +88,7 @@ def replace_text(file: Path, text: str) -> None:
     """Make ``text`` the content of ``file`` in one step: whatever happens it holds the old text or the new, whole.
 
     Raises:
-        NotWritten: the disk did not take it; the file is as it was.
+        NotWritten: The disk did not take it; the file is as it was.
     """
     temporary = file.with_name(f".{file.name}.new")
     try:

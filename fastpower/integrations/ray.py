@@ -136,7 +136,10 @@ def _spread(
     max_rows: int = 64,
     batch_size: int | None = None,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(index of the job, its record) as they finish; ``islands`` are those of each job, the rest is as of ``ray_engine``."""
+    """(index of the job, its record) as they finish.
+
+    Like ``ray_engine``; ``jobs`` as of ``Worker``, ``islands`` are those of each of them.
+    """
     ray = _ray()
     _check_workers(workers)
     with interface("ray"):

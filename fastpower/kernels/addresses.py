@@ -18,12 +18,12 @@ def address(tensor: torch.Tensor, *dtypes: torch.dtype) -> int:
     """Where the first entry of a CPU tensor lies; 0 only for one without entries.
 
     Args:
-        tensor: strided, on the CPU, of one of ``dtypes``.
-        dtypes: what the C++ side reads there.
+        tensor: Strided, on the CPU, of one of ``dtypes``.
+        dtypes: What the C++ side reads there.
 
     Raises:
-        TypeError: another dtype.
-        ValueError: another device or layout, a negated or conjugated view, no memory or less than the shape needs.
+        TypeError: Another dtype.
+        ValueError: Another device or layout, a negated or conjugated view, no memory or less than the shape needs.
     """
     if tensor.dtype not in dtypes:
         wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)

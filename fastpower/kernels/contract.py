@@ -22,7 +22,7 @@ class Values:
     """What entries must be, besides their dtype. Looked at on the host only: reading a device's numbers would wait.
 
     Attributes:
-        what: in words, for the message; names in braces are sizes.
+        what: In words, for the message; names in braces are sizes.
         good: (values, sizes) → bool tensor of the same shape.
     """
 
@@ -49,14 +49,14 @@ class Argument:
     """A tensor that an operator takes.
 
     Attributes:
-        name: of the parameter.
-        dtypes: those it may have, or the name of the argument whose dtype it has.
-        shape: names of sizes, "B V"; a name stands for the same number wherever it appears, "S+1" for one more. A
+        name: Of the parameter.
+        dtypes: Those it may have, or the name of the argument whose dtype it has.
+        shape: Names of sizes, "B V"; a name stands for the same number wherever it appears, "S+1" for one more. A
             first one with a question mark, "R? N", is a dimension that all arguments have or none.
         optional: None will do.
-        written: the operator changes it.
-        values: what its entries must be.
-        label: what messages call it, if not ``name``.
+        written: The operator changes it.
+        values: What its entries must be.
+        label: What messages call it, if not ``name``.
     """
 
     name: str
@@ -100,9 +100,9 @@ class Scalar:
     """A number, word or dtype that an operator takes.
 
     Attributes:
-        name: of the parameter; an int's name is a size, too.
-        type: in torch's schema language, "int", "float", "str", "ScalarType", "str?".
-        default: in that language; none if empty.
+        name: Of the parameter; an int's name is a size, too.
+        type: In torch's schema language, "int", "float", "str", "ScalarType", "str?".
+        default: In that language; none if empty.
     """
 
     name: str
@@ -115,8 +115,8 @@ class Output:
     """A tensor that an operator makes: on the first argument's device, contiguous.
 
     Attributes:
-        dtype: its dtype, or the name of the argument whose dtype it has, or that is its dtype.
-        shape: names of sizes, as of ``Argument``.
+        dtype: Its dtype, or the name of the argument whose dtype it has, or that is its dtype.
+        shape: Names of sizes, as of ``Argument``.
     """
 
     dtype: torch.dtype | str
@@ -128,13 +128,13 @@ class Contract:
     """Shapes, dtypes and ranges of one operator.
 
     Attributes:
-        op: its name.
-        arguments: in the order of the registered operator, whose last parameter besides is ``str backend``.
-        outputs: in order; none for an operator that writes its arguments.
-        rules: what cannot be said of a single argument: called with the operator's name, all arguments by name and the
+        op: Its name.
+        arguments: In the order of the registered operator, whose last parameter besides is ``str backend``.
+        outputs: In order; none for an operator that writes its arguments.
+        rules: What cannot be said of a single argument: called with the operator's name, all arguments by name and the
             sizes found, they raise ValueError or TypeError.
-        first: arguments that are looked at before the others: they decide about sizes, the others are wrong.
-        backend: whether the registered operator has the parameter ``backend``.
+        first: Arguments that are looked at before the others: they decide about sizes, the others are wrong.
+        backend: Whether the registered operator has the parameter ``backend``.
     """
 
     op: str

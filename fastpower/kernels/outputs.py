@@ -28,7 +28,7 @@ def sample_tokens_workspace(logits: Tensor, exponents: Tensor, *, backend: str =
     Args:
         logits: (B, V); only its shape and device count, so one of the largest batch serves all.
         exponents: (E,); only its shape counts.
-        backend: that of the call.
+        backend: That of the call.
 
     Returns:
         Bytes, 0 for the backends ``cpu`` and ``reference``.
@@ -46,8 +46,8 @@ def paged_attention_workspace(
         k_cache: (num_pages, page_size, Hkv, D).
         page_table: (S, max_pages).
         lengths: (S,).
-        groups: of sequences in ``shared``.
-        backend: that of the call.
+        groups: Of sequences in ``shared``.
+        backend: That of the call.
 
     Returns:
         Bytes, 0 for the backends ``cpu``, ``reference`` and ``flash``.

@@ -20,7 +20,7 @@ def set_threads(threads: int | None) -> None:
     """Threads of torch and of our kernels; None leaves both alone.
 
     Raises:
-        ValueError: fewer than one.
+        ValueError: Fewer than one.
     """
     if threads is None:
         return

@@ -61,7 +61,7 @@ def cache_folder() -> Path:
     """What fastpower can make again: $FASTPOWER_CACHE, else $XDG_CACHE_HOME/fastpower, else ~/.cache/fastpower.
 
     Raises:
-        ModelNotFound: none of them is set, and who runs this has no home directory.
+        ModelNotFound: None of them is set, and who runs this has no home directory.
     """
     chosen = os.environ.get("FASTPOWER_CACHE")
     base = os.environ.get("XDG_CACHE_HOME")
@@ -137,7 +137,7 @@ def exported(model: PackagedModel) -> Path:
 
     Raises:
         ModelNotFound: a package is missing, or the cache folder cannot be written.
-        InvalidModelFile: the cache folder is another user's, or everybody's to write.
+        InvalidModelFile: The cache folder is another user's, or everybody's to write.
     """
     files = packaged_files(model)  # also when the export exists: a missing package must not depend on the cache
     version = importlib.metadata.version(model.distributions[0])

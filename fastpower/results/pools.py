@@ -31,9 +31,9 @@ class Reweighted:
     """A pool of n answers to one prompt, seen as draws from p^alpha.
 
     Attributes:
-        alpha: the exponent.
+        alpha: The exponent.
         weights: (n,) normalised weights of the answers, in their order.
-        ess: effective sample size (Σw)² / Σw², between 1 and n.
+        ess: Effective sample size (Σw)² / Σw², between 1 and n.
         log_z: log Ẑ(alpha), the log of the mean weight: an unbiased estimate of Z = Σ_x p(x)^alpha, in logs.
     """
 
@@ -58,10 +58,10 @@ def reweight(answers: Sequence[Any], alpha: float) -> Reweighted:
     Args:
         answers: ``Result`` objects or record dictionaries of the methods ``plain`` and ``low_temperature``, of one
             prompt and one horizon. Where both methods are there, they were recorded with the same alpha.
-        alpha: the exponent asked about, > 0.
+        alpha: The exponent asked about, > 0.
 
     Raises:
-        ValueError: no answers, another method, several horizons, or pools at more than one exponent beside 1.
+        ValueError: No answers, another method, several horizons, or pools at more than one exponent beside 1.
     """
     if not alpha > 0 or not math.isfinite(alpha):
         raise ValueError(f"alpha must be a positive number, got {alpha}")
@@ -107,9 +107,9 @@ def vote(
     """The answer with the largest share of the votes; ties go to the one that came first.
 
     Args:
-        answers: of one prompt.
-        answer_of: what an answer votes for; None abstains.
-        weights: of the votes; None: equal. ``Reweighted.weights`` and ``rank_weights`` are two others.
+        answers: Of one prompt.
+        answer_of: What an answer votes for; None abstains.
+        weights: Of the votes; None: equal. ``Reweighted.weights`` and ``rank_weights`` are two others.
     """
     if not len(answers):
         raise ValueError("an empty pool has no vote")

@@ -49,14 +49,14 @@ class Results(Sequence[Result]):
         """What p^alpha would make of answers that were drawn by ``plain`` or ``low_temperature``, without model calls.
 
         Args:
-            alpha: any exponent, whatever these were drawn for.
+            alpha: Any exponent, whatever these were drawn for.
 
         Returns:
             For each prompt id, the weights of its answers (in order), their effective number and log Ẑ(alpha); see
             ``fastpower.results.pools``.
 
         Raises:
-            ValueError: answers of other methods, or pools that cannot be combined.
+            ValueError: Answers of other methods, or pools that cannot be combined.
         """
         groups: dict[str, list[Result]] = {}
         for result in self:

@@ -81,7 +81,15 @@ class Step(NamedTuple):
         append_kv: Callable[..., None],
         paged_attention: Callable[..., Tensor],
     ) -> Step:
-        """pages: slots, page table, query starts, lengths; where prefixes are shared, groups' starts and pages."""
+        """A step from its tensors on the device.
+
+        Args:
+            k: (layers, pages, page_size, kv_heads, head_dim).
+            v: Like ``k``.
+            pages: Slots, page table, query starts, lengths; where prefixes are shared, groups' starts and pages.
+            append_kv: The backend's.
+            paged_attention: The backend's.
+        """
         slots, table, starts, lengths, *groups = pages
         shared = (groups[0], groups[1]) if groups else None
         return cls(k, v, slots, table, starts, lengths, shared, append_kv, paged_attention)

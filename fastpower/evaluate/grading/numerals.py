@@ -30,8 +30,8 @@ def plain(text: str, *, box: bool = False) -> str:
     """The text without LaTeX around its numbers: groups of digits together, units and indices gone, fractions as a/b.
 
     Args:
-        text: what a model wrote.
-        box: it is the content of a box, where blanks between groups of three digits are separators, too.
+        text: What a model wrote.
+        box: It is the content of a box, where blanks between groups of three digits are separators, too.
     """
     text = _GROUPS.sub("", text)
     if box:

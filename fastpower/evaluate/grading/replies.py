@@ -30,9 +30,9 @@ def solution(prompt: str, entry_point: str, text: str) -> str:
     """The program that a reply stands for.
 
     Args:
-        prompt: the function's head and docstring, with imports and helpers before it.
-        entry_point: the function's name.
-        text: the reply.
+        prompt: The function's head and docstring, with imports and helpers before it.
+        entry_point: The function's name.
+        text: The reply.
 
     Returns:
         The last code block that defines the function (as a method of a class, too), with the prompt's imports and

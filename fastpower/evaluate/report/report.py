@@ -32,9 +32,9 @@ def write_report(path: str | Path, records: Sequence[Record], rows: Sequence[Row
     """Write ``report.html``, ``methods.csv`` and ``problems.csv`` into a run folder.
 
     Args:
-        path: the run folder; it holds ``config.json``.
-        records: the run's records, with timings where they are to be shown.
-        rows: what ``summarise`` makes of them.
+        path: The run folder; it holds ``config.json``.
+        records: The run's records, with timings where they are to be shown.
+        rows: What ``summarise`` makes of them.
 
     Returns:
         The path of ``report.html``.

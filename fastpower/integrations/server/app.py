@@ -65,7 +65,7 @@ class Service:
         """The jobs of a request, the seed they have, and which of its fields are ignored.
 
         Raises:
-            ValueError: something in the request cannot be done; the message says what and what to do.
+            ValueError: Something in the request cannot be done; the message says what and what to do.
         """
         count = request.n * len(prompts)
         if count > self.settings.max_n:

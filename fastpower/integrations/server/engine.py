@@ -122,9 +122,9 @@ class Engine:
     """Runs jobs of many requests on one model, continuously batched.
 
     Args:
-        model: the language model; nothing else may decode with it while the engine runs.
-        max_rows: rows of one decode batch.
-        max_waiting: jobs that may wait for a row; a request that would exceed it is refused with ``Busy``.
+        model: The language model; nothing else may decode with it while the engine runs.
+        max_rows: Rows of one decode batch.
+        max_waiting: Jobs that may wait for a row; a request that would exceed it is refused with ``Busy``.
     """
 
     def __init__(self, model: LanguageModel, *, max_rows: int = 64, max_waiting: int = 256) -> None:
@@ -151,7 +151,7 @@ class Engine:
         """Start the thread; again after ``close``, if need be.
 
         Raises:
-            RuntimeError: it runs already.
+            RuntimeError: It runs already.
         """
         if self.alive:
             raise RuntimeError("the engine runs already: close it first")
@@ -168,7 +168,7 @@ class Engine:
         """Put a request's jobs in the queue.
 
         Raises:
-            Busy: too many jobs wait already, or the engine is closing; nothing was queued.
+            Busy: Too many jobs wait already, or the engine is closing; nothing was queued.
         """
         with self._lock:
             if self._closing or not self.alive:

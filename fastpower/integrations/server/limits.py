@@ -24,10 +24,10 @@ class Guard:
     """Answers 401 to a wrong key, 413 to a large body and 408 to a slow one before the application sees them.
 
     Args:
-        app: what is guarded.
-        api_key: clients must send ``Authorization: Bearer KEY``; None: nobody needs one. ``/health`` never does.
-        max_body: bytes.
-        body_seconds: how long a body may take to arrive.
+        app: What is guarded.
+        api_key: Clients must send ``Authorization: Bearer KEY``; None: nobody needs one. ``/health`` never does.
+        max_body: Bytes.
+        body_seconds: How long a body may take to arrive.
     """
 
     def __init__(self, app: App, *, api_key: str | None, max_body: int, body_seconds: float) -> None:

@@ -164,7 +164,7 @@ def method_of(name: str) -> Method:
     """``mh``, ``smc-32`` or ``mh(moves=4)`` as a method.
 
     Raises:
-        ValueError: an unknown name, or a number behind a method that has no size.
+        ValueError: An unknown name, or a number behind a method that has no size.
     """
     match = re.fullmatch(r"([A-Za-z_-]+)-(\d{1,9})", name)
     if match is None:
@@ -181,14 +181,14 @@ def sampler_of(request: Common, *, names: frozenset[str], default: str, alpha: f
     """The sampler that a request asks for.
 
     Args:
-        request: with ``model`` and ``fastpower``.
-        names: of the served model: they stand for the default method.
-        default: the server's default method, as in ``method_of``.
-        alpha: the server's default exponent.
-        horizon: most new tokens.
+        request: With ``model`` and ``fastpower``.
+        names: Of the served model: they stand for the default method.
+        default: The server's default method, as in ``method_of``.
+        alpha: The server's default exponent.
+        horizon: Most new tokens.
 
     Raises:
-        ValueError: what was asked for is not a sampler, or not with these settings.
+        ValueError: What was asked for is not a sampler, or not with these settings.
     """
     extension = request.fastpower
     name = extension.method or (default if request.model is None or request.model in names else request.model)
