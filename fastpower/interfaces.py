@@ -28,6 +28,7 @@ TRIED = {
     "flash_attn": ("2.8.3", "2.8.3"),
     "datasets": ("5.2.0", "5.2.0"),
     "llama_cpp": ("0.3.36", "0.3.36"),
+    "shtab": ("1.13.0", "1.13.0"),
 }
 
 
@@ -122,6 +123,8 @@ INTERFACES = (
     Interface("ray", "data.ActorPoolStrategy", "one model per worker", _ERROR),
     Interface("ray", "data.DataContext", "no bars, results as they come", _ERROR),
     Interface("arviz", "from_dict", "chains for ArviZ, before and after its 1.0", _ERROR),
+    Interface("shtab", "complete", "completion scripts", _ERROR),
+    Interface("shtab", "FILE", "arguments that name files", _ERROR),
     Interface("reasoning_gym", "create_dataset", "procedural tasks", _ERROR),
     Interface("reasoning_gym", "factory.DATASETS", "their names and options", _ERROR),
     Interface("math_verify", "parse", "grading", "the grader says that it did not start"),
