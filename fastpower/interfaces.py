@@ -102,6 +102,12 @@ INTERFACES = (
         "tensors are handed to C++ as they are (DLPack's C exchange API)",
         "façades go the long way: 10 µs a call more, the same results",
     ),
+    Interface(
+        "torch",
+        "_subclasses.fake_tensor.FakeTensor",
+        "tensors without memory are known by their class",
+        "an ImportError when kernels are imported",
+    ),
     Interface("torch", "library.Library", "operators are known to torch.compile", "an error of torch's own"),
     Interface("torch", "library.register_fake", "the same", "an error of torch's own"),
     Interface(

@@ -1,4 +1,4 @@
-"""``fastpower completion SHELL``: a script that completes subcommands, flags, their choices and files, made by shtab."""
+"""``fastpower completion SHELL``: a script that completes subcommands, flags, choices and files, made by shtab."""
 
 from __future__ import annotations
 

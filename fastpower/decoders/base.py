@@ -152,9 +152,13 @@ _DTYPES = {
 
 
 def check_draws(draws: Draws) -> None:
-    """Raise TypeError or ValueError unless all of ``draws`` are NumPy arrays of their dtypes with one dimension.
+    """Refuse draws that are not NumPy arrays of their dtypes with one dimension.
 
     Nothing is converted: 2.9 would become row 2, and the bits of a float another key.
+
+    Raises:
+        TypeError: Another type or dtype; it is named.
+        ValueError: Another shape; it is named.
     """
     for (name, dtype), array in zip(_DTYPES.items(), draws, strict=True):
         if not isinstance(array, np.ndarray) or array.dtype != dtype:

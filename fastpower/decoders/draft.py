@@ -22,12 +22,12 @@ class DraftGuesser:
     (``guess="auto"``) costs nothing.
 
     Args:
-        draft: decoder of the small model; nothing else may decode with it meanwhile.
-        target: decoder of the model that samples.
-        prompts: how many prompts' texts the draft's cache keeps, those asked for last.
+        draft: Decoder of the small model; nothing else may decode with it meanwhile.
+        target: Decoder of the model that samples.
+        prompts: How many prompts' texts the draft's cache keeps, those asked for last.
 
     Raises:
-        ValueError: the two have not the same tokens.
+        ValueError: The two have not the same tokens.
     """
 
     def __init__(self, draft: Decoder, target: Decoder, *, prompts: int = 16) -> None:

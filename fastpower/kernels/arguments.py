@@ -57,7 +57,8 @@ def whole_number(name: str, value: Any) -> int:
     A float would be cut off, True would count as 1, and a tensor of one entry is a number by accident (and may be on
     a device that would have to be waited for): these are refused, whatever their value.
 
-    Raises TypeError naming the argument.
+    Raises:
+        TypeError: It is none; the argument is named.
     """
     if type(value) is int:
         return value
@@ -67,7 +68,11 @@ def whole_number(name: str, value: Any) -> int:
 
 
 def real_number(name: str, value: Any) -> float:
-    """``value`` as a float: a number of Python or NumPy that is no bool. Raises TypeError naming the argument."""
+    """``value`` as a float: a number of Python or NumPy that is no bool.
+
+    Raises:
+        TypeError: It is none; the argument is named.
+    """
     if isinstance(value, (float, int, np.floating, np.integer)) and not isinstance(value, bool):
         try:
             return float(value)

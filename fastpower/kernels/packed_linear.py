@@ -24,7 +24,12 @@ class PackedLinear:
     format: str | None = None  #: of quantised weights, a name in ``fastpower.kernels.quantised.FORMATS``
 
     def __post_init__(self) -> None:
-        """Raises TypeError or ValueError for panels that are no packed weight of these sizes: C++ believes them."""
+        """Refuse panels that are no packed weight of these sizes: C++ believes them.
+
+        Raises:
+            TypeError: Another type or dtype.
+            ValueError: Another size.
+        """
         sizes = [whole_number(f"PackedLinear: {n}", getattr(self, n)) for n in ("in_features", "out_features")]
         if self.format is None:
             needed = _C.packed_linear_bytes(self.dtype == torch.bfloat16, *sizes)

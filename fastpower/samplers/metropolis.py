@@ -1,5 +1,7 @@
-"""Metropolis–Hastings on whole answers (Karan & Du, *Reasoning with Sampling*, arXiv 2510.14901), exact for answers of
-variable length. The move itself is in ``move.py``, the stages in ``staged.py``.
+"""Metropolis–Hastings on whole answers, exact for answers of variable length.
+
+From Karan & Du, *Reasoning with Sampling*, arXiv 2510.14901. The move itself is in ``move.py``, the stages in
+``staged.py``.
 
 Three things save work without changing a single token of a chain, because every random number is keyed by what it is
 for: *skip* – decoding starts at the first difference between proposal and current answer; *early_rejection* – U is
@@ -135,8 +137,10 @@ class MetropolisHastings(Staged):
 
 @dataclass(frozen=True)
 class EntropyCut(MetropolisHastings):
-    """Entropy-Cut Metropolis–Hastings (Zhou, Mehrotra, Liu, arXiv 2605.30327): cuts where the entropy jumps up, with
-    the ratio of cut laws that keeps it exact."""
+    """Entropy-Cut Metropolis–Hastings (Zhou, Mehrotra, Liu, arXiv 2605.30327).
+
+    Cuts where the entropy jumps up, with the ratio of cut laws that keeps it exact.
+    """
 
     cut: CutLaw = field(default_factory=EntropyJumpCut)
     method: ClassVar[str] = "ec_mh"

@@ -43,9 +43,9 @@ class Guesser(Protocol):
         """At most ``most`` tokens (more are ignored) that may follow ``tokens`` (prompt included); none if unknown.
 
         Args:
-            prompt: its name, ``Job.prompt_id``.
-            tokens: the prompt and what was drawn so far.
-            most: how many can be of use, at least 1.
+            prompt: Its name, ``Job.prompt_id``.
+            tokens: The prompt and what was drawn so far.
+            most: How many can be of use, at least 1.
         """
 
 
@@ -53,11 +53,11 @@ class Guesses:
     """Chooses what the lanes of one scheduler are fed beyond their own tokens.
 
     Args:
-        decoder: what verifies them; without a ``verify`` of its own nothing is guessed.
+        decoder: What verifies them; without a ``verify`` of its own nothing is guessed.
         guess: "auto" looks up what was seen before, on decoders that are batch-invariant (elsewhere a row's bits depend
             on how it is fed); 0 guesses nothing; a number n guesses at most n tokens per row, on any decoder that can
             verify them; a ``Guesser`` is asked instead, likewise.
-        max_rows: of the scheduler's steps.
+        max_rows: Of the scheduler's steps.
 
     Raises:
         ValueError: ``guess`` is none of these.
@@ -93,8 +93,10 @@ class Guesses:
         return (matches + _PRIOR_MATCHES) / (trials + _PRIOR_TRIALS)
 
     def reserved(self, live: Iterable[Live]) -> int:
-        """Rows that serve chains better with guesses than with a move decoded ahead, which is used if the one before is
-        rejected."""
+        """Rows that serve chains better with guesses than with a move decoded ahead.
+
+        Such a move is used only if the one before is rejected.
+        """
         return sum(self._reserved(one.chain) for one in live) if self.on else 0
 
     def _reserved(self, chain: Chain) -> int:
@@ -140,8 +142,10 @@ class Guesses:
         return failed
 
     def matched(self, lane: Lane, guessed: int, kept: int, stopped: bool) -> None:
-        """Book a lane's guesses, of which the first ``kept`` were drawn by all its members; stopped: the next was
-        not."""
+        """Book a lane's guesses.
+
+        All its members drew the first ``kept``; ``stopped`` says that the next was not drawn.
+        """
         share = 1.0 / len(lane.members)
         for member in lane.members:
             member.counts.guesses_kept += share * kept
@@ -182,8 +186,11 @@ class Guesses:
 
 
 def verifies(decoder: Any) -> bool:
-    """Whether a decoder has ``verify``, and nobody has put a ``forward`` of their own over the class that has it: that
-    would not see the steps with guesses."""
+    """Whether a decoder has ``verify`` that is as good as its ``forward``.
+
+    It is not where somebody has put a ``forward`` of their own over the class that has it: that would not see the steps
+    with guesses.
+    """
     own = getattr(decoder, "__dict__", {})
     if "forward" in own:
         return "verify" in own

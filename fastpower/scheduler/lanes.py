@@ -156,8 +156,11 @@ class Lane:
         return complete
 
     def may_guess(self) -> bool:
-        """Whether guesses may be fed behind the tokens: all members draw, and nothing of their prefix is left to feed
-        (where there is no sequence yet, the cache may have it)."""
+        """Whether guesses may be fed behind the tokens.
+
+        All members draw, and nothing of their prefix is left to feed (where there is no sequence yet, the cache may
+        have it).
+        """
         if self.sequence is not None and self.fed != len(self.tokens) - 1:
             return False
         return all(member.draws_next for member in self.members)

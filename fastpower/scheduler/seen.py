@@ -21,9 +21,9 @@ class SeenBefore:
     """A ``Guesser``: the prompt, current and rejected answers, other chains and particles are all looked up.
 
     Args:
-        longest: suffixes of so many tokens are looked up first, then shorter ones; of several places the latest counts.
-        prompts: how many prompts are kept in mind, those asked for last.
-        tokens: how many tokens of a prompt's texts are, after which its table begins anew. A token takes 400 bytes.
+        longest: Suffixes of so many tokens are looked up first, then shorter ones; of several places the latest counts.
+        prompts: How many prompts are kept in mind, those asked for last.
+        tokens: How many tokens of a prompt's texts are, after which its table begins anew. A token takes 400 bytes.
     """
 
     def __init__(self, longest: int = 4, *, prompts: int = 64, tokens: int = 1 << 13) -> None:

@@ -1,4 +1,4 @@
-"""Docstrings are plain Google style, which griffe reads for the reference: nothing of them is prose that it would not see.
+"""Docstrings are plain Google style, which griffe reads for the reference.
 
 Ruff keeps their layout (pydocstyle, convention "google"); here is what it does not look at.
 """

@@ -275,8 +275,11 @@ class LlamaCppDecoder:
     def _logits(
         self, work: Sequence[Work], before: Sequence[int], wanted: set[int], most: int
     ) -> Iterator[tuple[int, torch.Tensor, bool]]:
-        """(number of the first row's token, logits of wanted rows, whether they are the last) by calls of at most
-        ``most`` tokens. The logits are llama.cpp's own memory, overwritten by the next call."""
+        """Logits by calls of at most ``most`` tokens; they are llama.cpp's own memory, overwritten by the next call.
+
+        Yields:
+            (number of the first row's token, logits of wanted rows, whether they are the last).
+        """
         fed = [
             (token, length + i, self._slot[w.sequence])
             for w, length in zip(work, before, strict=True)

@@ -44,7 +44,11 @@ def open_llama_cpp(name: str, tokenizer: Any = None, **options: Any) -> LlamaCpp
 
 
 def refuse(weights: Any, dtype: Any, device: Any, kwargs: Mapping[str, Any]) -> None:
-    """Raise ValueError for arguments of ``load`` that llama.cpp decides about itself."""
+    """Refuse arguments of ``load`` that llama.cpp decides about itself.
+
+    Raises:
+        ValueError: One is given.
+    """
     for name, value, neutral in (("weights", weights, None), ("dtype", dtype, "float32"), ("device", device, None)):
         if value != neutral:
             raise ValueError(
