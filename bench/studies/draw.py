@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.studies import pictures, tables
-from bench.studies.findings import findings
+from bench.studies.findings import findings, mixing
 from bench.studies.study import RESULTS, Study
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,6 +24,7 @@ BLOCK = re.compile(r"(<!-- study: (\w+) (\w+) -->\n).*?(<!-- end of study -->)",
 
 TABLES: dict[str, Callable[[Study], str]] = {
     "findings": findings,
+    "mixing": mixing,
     "facts": tables.facts_line,
     "methods": tables.methods_table,
     "short": tables.short_table,
