@@ -52,6 +52,10 @@ class InvalidGuess(FastpowerError, ValueError):
     """A guesser raised, or returned a token outside the vocabulary. Only the chain it guessed for ends."""
 
 
+class InvalidPotential(FastpowerError, ValueError):
+    """A potential raised, or gave what is no log φ. Only the answer that it was asked for ends."""
+
+
 class BackendUnavailable(FastpowerError, RuntimeError):
     """A kernel backend that cannot run in this process or on these tensors; the message says why."""
 

@@ -84,7 +84,9 @@ def prepare(model: LanguageModel, job: Job, *, called: str = "", fixed_length: b
     if not fixed_length and not job.sampler.target.stop:
         require_end(model, horizon)
     if job.sampler.target.stop:
-        require_text(model)
+        require_text(model, "stop strings end answers by their text")
+    if job.sampler.target.potential is not None:
+        require_potential(model, job.sampler)
     prompt = model.wording(job.prompt)
     tokens = model.tokens(prompt)
     if len(tokens) + horizon > limit:
@@ -133,17 +135,29 @@ def require_end(model: LanguageModel, horizon: int) -> None:
         )
 
 
-def require_text(model: LanguageModel) -> None:
-    """Refuse a model whose tokens have no text: no stop string could be found in it.
+def require_text(model: LanguageModel, why: str) -> None:
+    """Refuse a model whose tokens have no text, which ``why`` needs.
 
     Raises:
         ValueError: ``model`` is one.
     """
     if not model.has_text:
+        raise ValueError(f"{why}, and {model.name} was loaded without a tokenizer: fastpower.load(model, tokenizer)")
+
+
+def require_potential(model: LanguageModel, sampler: Sampler) -> None:
+    """Refuse a sampler that would leave its target's potential out, and a potential that cannot be asked.
+
+    Raises:
+        ValueError: It is one.
+    """
+    if not getattr(sampler, "takes_potential", False):
+        takers = ", ".join(name for name, cls in METHODS.items() if getattr(cls, "takes_potential", False))
         raise ValueError(
-            f"stop strings end answers by their text, and {model.name} was loaded without a tokenizer: "
-            "fastpower.load(model, tokenizer)"
+            f"{sampler.method} does not sample p^alpha with a potential: take one of {takers}, or leave potential out"
         )
+    if sampler.target.potential.needs_text:
+        require_text(model, f"{sampler.target.potential!r} reads texts")
 
 
 def stream(

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from typing import Any
+
+from fastpower.potential import Potential, as_potential
 
 Schedule = tuple[tuple[int, float], ...]
 
@@ -20,6 +23,7 @@ class PowerTarget:
             alpha; () means alpha from the start.
         stop: Strings that end an answer, with the first token with which its text contains one of them; part of the
             target, since what has ended is not continued.
+        potential: log φ of answers, for the target p(x)^α φ(x): a ``Potential``, or a function of token ids.
 
     Examples:
         >>> PowerTarget(alpha=4.0, horizon=100).stages(block=32)
@@ -33,9 +37,11 @@ class PowerTarget:
     horizon: int = 3072
     schedule: Schedule = ()
     stop: tuple[str, ...] = ()
+    potential: Any = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", stop_strings(self.stop))
+        object.__setattr__(self, "potential", as_potential(self.potential))
         if not (isinstance(self.alpha, (int, float)) and math.isfinite(self.alpha) and self.alpha > 0):
             raise ValueError(f"alpha must be a finite number > 0, got {self.alpha}; 1 samples the model itself")
         if self.horizon < 1:
@@ -54,8 +60,13 @@ class PowerTarget:
 
     def __repr__(self) -> str:
         """Without what is not used: settings that a run folder keeps are the same as before there was more to set."""
-        shown = [f for f in fields(self) if f.name != "stop" or self.stop]
+        shown = [f for f in fields(self) if f.name not in ("stop", "potential") or getattr(self, f.name)]
         return f"PowerTarget({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in shown)})"
+
+    def potential_at(self, horizon: int) -> Potential | None:
+        """The potential of answers up to ``horizon``: stages that only warm up have none."""
+        potential: Potential | None = self.potential
+        return potential if horizon == self.horizon else None
 
     def stages(self, block: int) -> list[int]:
         """Horizons kB, k = 1, 2, …, the last one being ``horizon`` (Karan & Du, arXiv 2510.14901, Algorithm 1)."""

@@ -25,6 +25,7 @@ class Record:
     entropy: Array  #: (n,) nats
     ended: bool  #: the last token is an EOS, or completes a stop string
     branch: Branch
+    log_potential: float | None = None  #: log φ of the whole answer; None until it was asked for
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastpower.errors import PromptTooLong
+from fastpower.potential import Potential
 
 
 class Watch(Protocol):
@@ -115,11 +116,21 @@ class Scored:
     branch: Branch
 
 
-Request = Rollout | Score
-Response = Suffix | Scored
+@dataclass(slots=True, eq=False)
+class Weigh:
+    """Ask the target's potential for log φ of an answer, or for its twist log ψ of an unfinished one."""
+
+    tokens: list[int]  #: the answer's, without the prompt's
+    ended: bool
+    potential: Potential
+    twist: bool = False
 
 
-def check(request: Request, max_length: int) -> None:
+Request = Rollout | Score | Weigh
+Response = Suffix | Scored | float
+
+
+def check(request: Rollout | Score, max_length: int) -> None:
     """Refuse a request that cannot be carried out.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -66,6 +67,7 @@ class Result:
         target = job.sampler.target
         whole = decode(record.tokens)
         text, stop = before_stop(whole, target.stop)
+        in_support = record.log_potential is not None and record.log_potential > -math.inf
         return cls(
             id=job.id,
             prompt_id=str(job.prompt_id),
@@ -81,7 +83,7 @@ class Result:
             token_logz=record.logz[:, 0].tolist(),
             entropy=record.entropy.tolist(),
             ended=record.ended,
-            exact=outcome.exact,
+            exact=outcome.exact and (target.potential is None or in_support),
             complete=outcome.complete,
             moves=counts.moves,
             accepted=counts.accepted,
@@ -98,6 +100,11 @@ class Result:
                 "early_rejection_tokens": counts.early_rejection_tokens,
                 "hit_cap": not record.ended,
                 **({"stop": stop} if target.stop else {}),
+                **(
+                    {}
+                    if target.potential is None
+                    else {"log_potential": record.log_potential if in_support else None, "in_support": in_support}
+                ),
                 **outcome.diagnostics,
             },
             savings={

@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from fastpower.chains.chain import Chain, Run
 from fastpower.chains.outcome import Outcome
 from fastpower.random import Purpose, select
+from fastpower.samplers.particles import shares, told
 from fastpower.samplers.smc import PowerSMC, population_diagnostics
 from fastpower.target import PowerTarget
 
@@ -29,6 +30,7 @@ class Island:
 
     smc: PowerSMC
     index: int
+    takes_potential: ClassVar[bool] = True
 
     @property
     def target(self) -> PowerTarget:
@@ -43,7 +45,7 @@ class Island:
         particles = yield from self.smc.population(chain, "island", self.index)
         record = particles.draw(chain.uniform(Purpose.ANSWER, "island", self.index))
         diagnostics = population_diagnostics(particles, record) | {
-            "log_z": particles.log_z(),
+            "log_z": told(particles.log_z()),
             "choice": chain.uniform(Purpose.SELECT, "island"),  # the same number on every island
         }
         return Outcome(record, particles.trace, diagnostics)
@@ -61,16 +63,16 @@ def combine(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if len(parts) == 1:
         return dict(parts[0])
     first = parts[0]
-    log_z = np.array([part["diagnostics"]["log_z"] for part in parts])
-    share = np.exp(log_z - np.logaddexp.reduce(log_z))
-    chosen = select(share, float(first["diagnostics"]["choice"]))
+    found = [part["diagnostics"]["log_z"] for part in parts]
+    log_z = np.array([-math.inf if value is None else value for value in found])
+    chosen = select(shares(log_z), float(first["diagnostics"]["choice"]))
     totals = {name: sum(part[name] for part in parts) for name in _COSTS}
     if "finished" in first:
         totals["finished"] = max(part["finished"] for part in parts)
         totals["seconds"] = totals["finished"] - min(part["finished"] - part["seconds"] for part in parts)
     diagnostics = dict(parts[chosen]["diagnostics"]) | {
-        "log_z": float(np.logaddexp.reduce(log_z) - math.log(len(parts))),
-        "island_log_z": log_z.tolist(),
+        "log_z": told(float(np.logaddexp.reduce(log_z) - math.log(len(parts)))),
+        "island_log_z": found,
         "island": chosen,
     }
     del diagnostics["choice"]

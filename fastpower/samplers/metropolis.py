@@ -76,13 +76,13 @@ class MetropolisHastings(Staged):
 
     def kernel(self, horizon: int) -> MoveKernel:
         """The move at one horizon."""
-        return MoveKernel(self.target.alpha, horizon, **self._settings())
+        return MoveKernel(self.target.alpha, horizon, **self._settings(horizon))
 
     def window_kernel(self, horizon: int) -> WindowKernel:
         """The move that keeps the tail."""
-        return WindowKernel(self.target.alpha, horizon, window=self.window, **self._settings())
+        return WindowKernel(self.target.alpha, horizon, window=self.window, **self._settings(horizon))
 
-    def _settings(self) -> dict[str, Any]:
+    def _settings(self, horizon: int) -> dict[str, Any]:
         return {
             "cut": self.cut,
             "exponents": (self.target.alpha,),
@@ -90,6 +90,7 @@ class MetropolisHastings(Staged):
             "early_rejection": self.early_rejection,
             "maximise": self.maximise,
             "tries": self.tries_at,
+            "potential": self.target.potential_at(horizon),
         }
 
     def share_of_windows(self, horizon: int) -> float:

@@ -23,10 +23,12 @@ import numpy as np
 from fastpower.chains.chain import Chain, Ticket
 from fastpower.chains.record import Array, Record
 from fastpower.chains.requests import Suffix
+from fastpower.potential import Potential
 from fastpower.random import Purpose, select
 from fastpower.samplers.cuts import CutLaw
 from fastpower.samplers.early_rejection import FallingSum, Race
 from fastpower.samplers.proposal import Redraw, redraw
+from fastpower.samplers.tilt import entered, hopeless, room, tilted, weighed
 
 Proposed = Generator[Any, Any, tuple[Record | None, float]]
 
@@ -79,6 +81,7 @@ class MoveKernel:
         skip: Decode from the first difference on only (lossless).
         early_rejection: Drop a move that cannot be accepted any more (lossless).
         maximise: Accept iff log p rises instead (the variant α → ∞); for K = 1.
+        potential: Asked about whole proposals; None at horizons that only warm up.
         tries: The answer and a cut → K; may depend on what precedes the cut and the entropy there, on nothing after.
     """
 
@@ -91,6 +94,7 @@ class MoveKernel:
     early_rejection: bool = True
     maximise: bool = False
     tries: Callable[[Record, int], int] = one_try
+    potential: Potential | None = None
 
     def start(self, chain: Chain, x: Record, *labels: int | str) -> Move:
         """Begin a move whose randomness is keyed by ``labels``. U and the first differences are known at once."""
@@ -102,10 +106,15 @@ class MoveKernel:
         # Try 0 has the keys of a Metropolis–Hastings move: K = 1 makes the same chain.
         keys = [labels if j == 0 else (*labels, j) for j in range(self.tries(x, cut))]
         plans = tuple(self.redraw(chain, x, cut, *key) for key in keys)
-        falls = self.maximise or self.alpha >= 1.0
-        race = self.race(x, plans, log_u) if self.early_rejection and falls else None
+        race = self.race(x, plans, log_u) if self.early_rejection and self._falls(x) else None
         tickets = tuple(None if plan.rollout is None else chain.start(plan.rollout) for plan in plans)
         return Move(cut, log_u, labels, plans, tickets, race)
+
+    def _falls(self, x: Record) -> bool:
+        """Whether what bounds a weight falls while a try grows, from a bound that there is."""
+        if self.maximise:
+            return self.potential is None
+        return self.alpha >= 1.0 and room(self.potential, x) < math.inf
 
     def cuttable(self, x: Record) -> Array:
         """Entropies of the positions where a move may cut."""
@@ -154,6 +163,11 @@ class MoveKernel:
         candidates = yield from self.candidates(chain, x, move, suffixes)
         if candidates is None:
             return None, -math.inf
+        if self.potential is not None:
+            log_w = float(np.logaddexp.reduce(self.log_weights(x, move, candidates)))
+            if not self.maximise and hopeless(log_w, self.potential, x, move.log_u):
+                return None, -math.inf
+            candidates = yield from weighed(chain, self.potential, candidates)
         return self.choose(chain, x, move, candidates)
 
     def candidates(
@@ -169,19 +183,25 @@ class MoveKernel:
         """One of the candidates, and the log of what U is compared with."""
         if self.maximise:
             [y] = candidates
-            return y, math.inf if y is not None and y.total_logp > x.total_logp else -math.inf
-        log_w = np.array(
-            [
-                -math.inf if y is None else self.log_acceptance(x, y, plan)
-                for y, plan in zip(candidates, move.plans, strict=True)
-            ]
-        )
+            return y, math.inf if y is not None and self._height(y) > self._height(x) else -math.inf
+        log_w = tilted(x, candidates, self.log_weights(x, move, candidates))
         total = float(np.logaddexp.reduce(log_w))
         if len(candidates) == 1 or total == -math.inf:  # nothing can be reached back from: stay
-            return candidates[0], total
+            return candidates[0], math.inf if entered(x, candidates[0]) else total
         chosen = select(np.exp(log_w - total), chain.uniform(Purpose.SELECT, *move.labels))
+        if entered(x, candidates[chosen]):
+            return candidates[chosen], math.inf
         reference = float(np.logaddexp.reduce(np.append(np.delete(log_w, chosen), 0.0)))
         return candidates[chosen], total - reference
+
+    def log_weights(self, x: Record, move: Move, candidates: Sequence[Record | None]) -> Array:
+        """(K,) log w_j for p^α, without the potential."""
+        pairs = zip(candidates, move.plans, strict=True)
+        return np.array([-math.inf if y is None else self.log_acceptance(x, y, plan) for y, plan in pairs])
+
+    def _height(self, x: Record) -> float:
+        """What a maximiser climbs."""
+        return x.total_logp if x.log_potential is None else self.alpha * x.total_logp + x.log_potential
 
     def proposal(self, x: Record, plan: Redraw, suffix: Suffix | None) -> Record:
         """The proposed answer."""
@@ -202,7 +222,7 @@ class MoveKernel:
         """What bounds log w of a try that first differs at ``difference``: logz is ≤ 0 for α ≥ 1."""
         if self.maximise:
             return FallingSum(float(x.logp[difference:].sum()), lambda logp, logz: logp)
-        limit = log_u + float(x.logz[difference + 1 :, self.column].sum())
+        limit = log_u - room(self.potential, x) + float(x.logz[difference + 1 :, self.column].sum())
         limit += self.cut.log_probability(x.entropy, cut, self.horizon)
         bound = self.cut.bound(x.entropy[:difference], cut, self.horizon)
         column = self.column

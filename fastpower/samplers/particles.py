@@ -22,7 +22,9 @@ from fastpower.chains.chain import Chain
 from fastpower.chains.record import Array, Record
 from fastpower.chains.requests import Suffix
 from fastpower.kernels import resample
+from fastpower.potential import Potential
 from fastpower.random import Purpose, uniforms
+from fastpower.samplers.tilt import log_twists, weighed
 from fastpower.target import PowerTarget
 
 SCHEMES = ("systematic", "stratified", "residual", "multinomial")
@@ -36,6 +38,8 @@ class Particles:
     log_weights: Array  #: (N,)
     log_evidence: float = 0.0
     position: int = 0  #: tokens every unfinished answer has
+    log_twists: Array | None = None  #: (N,) log ψ within the weights, where the target's potential has a twist
+    lost: bool = False  #: no particle has φ > 0, or none had ψ > 0: Ẑ is 0, and the weights are those of p^α
     paid: bool = False  #: the weights already hold logz of ``position`` for unfinished answers
     trace: list[dict[str, Any]] = field(default_factory=list)
 
@@ -53,12 +57,18 @@ class Particles:
         return effective_size(self.log_weights)
 
     def log_z(self) -> float:
-        """log Ẑ, the current weights included."""
+        """log Ẑ, the current weights included; −inf where no particle has a weight."""
+        return -math.inf if self.lost else self.evidence()
+
+    def evidence(self) -> float:
+        """log Ẑ by the weights there are."""
         return self.log_evidence + float(np.logaddexp.reduce(self.log_weights)) - math.log(len(self))
 
     def resample(self, ancestors: Sequence[int]) -> None:
         """Replace every particle by its ancestor, bank the mean weight, reset the weights."""
-        self.log_evidence = self.log_z()
+        self.log_evidence = self.evidence()
+        if self.log_twists is not None:
+            self.log_twists = self.log_twists[list(ancestors)]
         self.log_weights = np.zeros(len(self))
         # All survivors are taken over before the dead are dropped: pages are shared, never copied.
         self.records = [self.records[i] for i in ancestors]
@@ -162,6 +172,50 @@ def advance(
     for i, logz in following.items():
         particles.log_weights[i] += float(logz[exponents.index(after)])
     particles.paid = peek and not last
+
+
+def twist(chain: Chain, particles: Particles, potential: Potential) -> Generator[Any, Any, None]:
+    """Exchange the twist within the weights for that of the particles as they stand now."""
+    values = yield from log_twists(chain, potential, particles.records)
+    exchange(particles, values)
+
+
+def tilt(chain: Chain, particles: Particles, potential: Potential | None) -> Generator[Any, Any, None]:
+    """At the end: the potential itself in place of the twist, so that E[Ẑ] = Σ p^α φ."""
+    if potential is None:
+        return
+    records = yield from weighed(chain, potential, particles.records)
+    particles.records = [record for record in records if record is not None]
+    exchange(particles, np.array([record.log_potential for record in particles.records], float))
+
+
+def exchange(particles: Particles, values: Array) -> None:
+    """Put ``values``, one log ψ or log φ a particle, in place of those within the weights.
+
+    A particle whose twist was 0 stays dead. Where none is left the population is lost, and goes on by p^α.
+    """
+    before = np.zeros(len(particles)) if particles.log_twists is None else particles.log_twists
+    alive = before > -math.inf
+    weights = np.full(len(particles), -math.inf)
+    weights[alive] = particles.log_weights[alive] + values[alive] - before[alive]
+    if not (weights > -math.inf).any():
+        particles.lost = True
+        values = np.zeros(len(particles))
+        weights[alive] = particles.log_weights[alive] - before[alive]
+    particles.log_weights, particles.log_twists = weights, values
+
+
+def shares(log_z: Array) -> Array:
+    """(R,) with what probability each of R populations gives the answer: ∝ Ẑ; alike where all are lost."""
+    if not (log_z > -math.inf).any():
+        return np.full(len(log_z), 1.0 / len(log_z))
+    found: Array = np.exp(log_z - np.logaddexp.reduce(log_z))
+    return found
+
+
+def told(log_z: float) -> float | None:
+    """log Ẑ for JSON, which has no −inf: None where Ẑ is 0."""
+    return log_z if log_z > -math.inf else None
 
 
 def catch_up(particles: Particles, target: PowerTarget) -> None:

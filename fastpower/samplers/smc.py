@@ -26,6 +26,10 @@ from fastpower.samplers.particles import (
     block_ends,
     catch_up,
     exponents_of,
+    shares,
+    tilt,
+    told,
+    twist,
 )
 from fastpower.target import PowerTarget, linear_ramp
 
@@ -51,6 +55,7 @@ class PowerSMC:
     scheme: str = "systematic"
     islands: int = 1
     method: ClassVar[str] = "smc"
+    takes_potential: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_population(self.particles, self.threshold, self.block, self.scheme)
@@ -71,13 +76,12 @@ class PowerSMC:
         """All islands at once, then one answer."""
         runs = yield from together([self.population(chain, "island", island) for island in range(self.islands)])
         log_z = np.array([particles.log_z() for particles in runs])
-        share = np.exp(log_z - np.logaddexp.reduce(log_z))
-        chosen = select(share, chain.uniform(Purpose.SELECT, "island"))
+        chosen = select(shares(log_z), chain.uniform(Purpose.SELECT, "island"))
         particles = runs[chosen]
         record = particles.draw(chain.uniform(Purpose.ANSWER, "island", chosen))
         diagnostics = population_diagnostics(particles, record) | {
-            "log_z": float(np.logaddexp.reduce(log_z) - math.log(self.islands)),
-            "island_log_z": log_z.tolist(),
+            "log_z": told(float(np.logaddexp.reduce(log_z) - math.log(self.islands))),
+            "island_log_z": [told(value) for value in log_z.tolist()],
             "island": chosen,
         }
         # the law is p^alpha in the limit of many particles; one alone is a draw token by token at temperature 1 / alpha
@@ -88,7 +92,7 @@ class PowerSMC:
         self, chain: Chain, *labels: int | str, fixed: Record | None = None
     ) -> Generator[Any, Any, Particles]:
         """One run of N particles to the horizon. ``fixed`` is the retained trajectory of conditional SMC."""
-        target, n = self.annealed, self.particles
+        target, n, potential = self.annealed, self.particles, self.target.potential
         exponents = exponents_of(target)
         empty = Record.empty(chain.prompt, len(exponents))
         particles = Particles([empty] * n, np.zeros(n))
@@ -96,6 +100,8 @@ class PowerSMC:
         for step, end in enumerate(block_ends(target, self.block)):
             yield from advance(chain, particles, target, end, exponents, *labels, step, fixed=fixed)
             alpha = target.alpha if end >= target.horizon else target.exponent(end)
+            if potential is not None and potential.twisted and end < target.horizon:
+                yield from twist(chain, particles, potential)
             ess = particles.ess
             resampled = end < target.horizon and bool(particles.alive) and ess < self.threshold * n
             line: dict[str, Any] = {
@@ -110,10 +116,11 @@ class PowerSMC:
                 particles.resample(chosen)
                 line["ancestors"] = chosen
                 line["unique_ancestors"] = len(set(chosen))
-            particles.trace.append(line | {"log_z": particles.log_z()})
+            particles.trace.append(line | {"log_z": told(particles.log_z())})
             if not particles.alive:
                 break
         catch_up(particles, target)
+        yield from tilt(chain, particles, potential)
         return particles
 
     def _ancestors(self, chain: Chain, particles: Particles, step: int, *labels: int | str, fixed: bool) -> list[int]:
@@ -144,6 +151,7 @@ class ParticleMH:
     ramp: int = 100
     scheme: str = "systematic"
     method: ClassVar[str] = "pimh"
+    takes_potential: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.moves < 1:
@@ -168,18 +176,18 @@ class ParticleMH:
             particles = yield from smc.population(chain, "run", i)
             candidate = particles.draw(chain.uniform(Purpose.ANSWER, "run", i))
             proposed = particles.log_z()
-            accepted = record is None or math.log(chain.uniform(Purpose.ACCEPT, "run", i)) < proposed - log_z
+            accepted = log_z == -math.inf or math.log(chain.uniform(Purpose.ACCEPT, "run", i)) < proposed - log_z
             if accepted:
                 record, log_z = candidate, proposed
             assert record is not None
             if i > 0:
                 chain.moved(accepted)
                 trace.append(
-                    {"accepted": accepted, "log_z": proposed, "length": len(record), "logp": record.total_logp}
+                    {"accepted": accepted, "log_z": told(proposed), "length": len(record), "logp": record.total_logp}
                 )
             chain.partial = lambda record=record: Outcome(record, list(trace), complete=False)
         assert record is not None
-        return Outcome(record, trace, {"log_z": log_z})
+        return Outcome(record, trace, {"log_z": told(log_z)})
 
 
 @dataclass(frozen=True)
@@ -199,6 +207,7 @@ class ConditionalSMC:
     block: int = 32
     ramp: int = 0
     method: ClassVar[str] = "csmc"
+    takes_potential: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.particles < 2:
@@ -228,7 +237,7 @@ class ConditionalSMC:
             moved = y.tokens != x.tokens
             chain.moved(moved)
             x = y
-            trace.append({"accepted": moved, "log_z": particles.log_z(), "length": len(x), "logp": x.total_logp})
+            trace.append({"accepted": moved, "log_z": told(particles.log_z()), "length": len(x), "logp": x.total_logp})
         return Outcome(x, trace)
 
 

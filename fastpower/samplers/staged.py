@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from fastpower.chains.chain import Chain, Run
 from fastpower.chains.outcome import Outcome, Trace
 from fastpower.chains.record import Record
 from fastpower.samplers.cuts import CutLaw, UniformCut
+from fastpower.samplers.tilt import in_support, weighed_one
 from fastpower.target import PowerTarget
 
 Refine = Generator[Any, Any, Record]
@@ -37,6 +38,7 @@ class Staged:
     moves: int = 10
     cut: CutLaw = field(default_factory=UniformCut)
     skip: bool = True
+    takes_potential: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         self.target.stages(self.block)
@@ -59,6 +61,7 @@ class Staged:
             last = horizon == self.target.horizon
             if not last and (x.ended or not self.worth_refining(x, begin)):
                 continue
+            x = yield from weighed_one(chain, self.target.potential_at(horizon), x)
             start = x  # in the end: the first whole answer, before any move at the full horizon
             x = yield from self.refine(chain, x, horizon, stage, trace)
         outcome = self.outcome(chain, x, trace)
@@ -88,7 +91,7 @@ def extend(
 
 def event(stage: int, horizon: int, cut: int | None, accepted: bool, x: Record) -> dict[str, Any]:
     """One line of the trace: what happened and where the chain is now."""
-    return {
+    line = {
         "stage": stage,
         "horizon": horizon,
         "cut": cut,
@@ -96,3 +99,4 @@ def event(stage: int, horizon: int, cut: int | None, accepted: bool, x: Record) 
         "length": len(x),
         "logp": x.total_logp,
     }
+    return line if x.log_potential is None else line | {"in_support": in_support(x)}

@@ -23,6 +23,7 @@ from fastpower.random import Purpose
 from fastpower.samplers.cuts import CutLaw, UniformCut
 from fastpower.samplers.move import MoveKernel
 from fastpower.samplers.staged import event
+from fastpower.samplers.tilt import in_support, weighed
 from fastpower.target import PowerTarget
 
 
@@ -47,6 +48,7 @@ class ParallelTempering:
     skip: bool = True
     early_rejection: bool = True
     method: ClassVar[str] = "tempering"
+    takes_potential: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         self.target.stages(self.block)
@@ -82,8 +84,11 @@ class ParallelTempering:
             yield from self._extend(chain, xs, horizon, stage)
             if all(x.ended for x in xs) and horizon != self.target.horizon:
                 continue
+            potential = self.target.potential_at(horizon)
+            if potential is not None:  # every rung has it whole, so that it cancels where rungs exchange answers
+                xs[:] = [x for x in (yield from weighed(chain, potential, xs)) if x is not None]
             kernels = [
-                MoveKernel(alpha, horizon, self.cut, rungs, k, self.skip, self.early_rejection)
+                MoveKernel(alpha, horizon, self.cut, rungs, k, self.skip, self.early_rejection, potential=potential)
                 for k, alpha in enumerate(rungs)
             ]
             for i in range(self.moves):
@@ -133,6 +138,10 @@ class ParallelTempering:
         for k in range(i % 2, len(xs) - 1, 2):
             log_ratio = (self.rungs[k + 1] - self.rungs[k]) * (xs[k].total_logp - xs[k + 1].total_logp)
             swaps[k][0] += 1
+            if in_support(xs[k]) != in_support(
+                xs[k + 1]
+            ):  # an answer with φ > 0 goes up, and none goes down for another
+                log_ratio = math.inf if in_support(xs[k]) else -math.inf
             if math.log(chain.uniform(Purpose.SWAP, "swap", stage, i, k)) < log_ratio:
                 xs[k], xs[k + 1] = xs[k + 1], xs[k]
                 swaps[k][1] += 1

@@ -28,6 +28,7 @@ from fastpower.samplers.cuts import Bound
 from fastpower.samplers.early_rejection import FallingSum
 from fastpower.samplers.move import Move, MoveKernel, dropped
 from fastpower.samplers.proposal import Redraw, redraw
+from fastpower.samplers.tilt import room
 
 # The first piece of a tail is as cheap as a step or two of decoding; the next ones grow fast, so that few are needed.
 _FIRST_PIECE, _GROWTH = 16, 8
@@ -115,7 +116,8 @@ class WindowKernel(MoveKernel):
         if self.maximise:
             return FallingSum(float(x.logp[difference:].sum()), lambda logp, logz: logp)
         end, column = self.end(cut), self.column
-        limit = log_u + float(x.logz[difference + 1 : end, column].sum()) + self.alpha * float(x.logp[end:].sum())
+        limit = log_u - room(self.potential, x)
+        limit += float(x.logz[difference + 1 : end, column].sum()) + self.alpha * float(x.logp[end:].sum())
         limit += self.cut.log_probability(self.cuttable(x), cut, self.horizon)
         return FallingSum(limit, lambda logp, logz: logz[column], self._bound(x, cut, difference), cancels=True)
 

@@ -16,7 +16,7 @@ import numpy as np
 from fastpower.chains.chain import Chain, Run, Ticket
 from fastpower.chains.job import Finished, Job
 from fastpower.chains.outcome import Outcome
-from fastpower.chains.requests import Request, Response, check
+from fastpower.chains.requests import Request, Response, Rollout, Score, Weigh, check
 from fastpower.errors import Ended
 
 
@@ -46,6 +46,7 @@ class Running:
         self.cancelled = False  #: set when a ticket is cancelled; whoever searches for such resets it
         self.exponents: tuple[float, ...] = ()  #: all that were ever asked for: every forward computes them
         self.exponent_array = np.zeros(0, np.float32)
+        self.weighing: list[Ticket] = []  #: answers that a potential is to be asked about
         self._owner: dict[Chain, Live] = {}
         self._waiting: list[tuple[int, int, Ticket]] = []  # heap: oldest chain first, then order of asking
         self._finished: list[Finished] = []
@@ -112,7 +113,7 @@ class Running:
         """Requests nobody has taken yet."""
         return sum(not ticket.cancelled for _, _, ticket in self._waiting)
 
-    def columns(self, request: Request) -> list[int]:
+    def columns(self, request: Rollout | Score) -> list[int]:
         """The request's exponents among all of them."""
         return [self.exponents.index(e) for e in request.exponents]
 
@@ -141,7 +142,7 @@ class Running:
         for live in self.live:
             live.run.close()
             live.chain.partial = None
-        self._waiting, self.ready, self.live = [], [], []
+        self._waiting, self.ready, self.live, self.weighing = [], [], [], []
         self._owner.clear()
         return left
 
@@ -152,8 +153,12 @@ class Running:
             ValueError: It cannot be carried out.
             PromptTooLong: It does not fit into the context.
         """
-        check(request, chain.max_length)
         ticket, live = Ticket(request, chain), self._owner[chain]
+        if isinstance(request, Weigh):
+            live.open.add(ticket)
+            self.weighing.append(ticket)
+            return ticket
+        check(request, chain.max_length)
         live.open.add(ticket)
         heapq.heappush(self._waiting, (live.order, next(self._counter), ticket))
         missing = set(request.exponents) - set(self.exponents)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from fastpower.chains.chain import Chain
 from fastpower.chains.job import Finished, Job
-from fastpower.chains.requests import Rollout, Score
+from fastpower.chains.requests import Rollout, Score, Weigh
 from fastpower.decoders.base import Decoder
 from fastpower.errors import CacheFull
 from fastpower.scheduler.batch import Batch
@@ -32,6 +32,7 @@ from fastpower.scheduler.residence import Residence
 from fastpower.scheduler.running import Live, Running
 from fastpower.scheduler.scoring import Scoring, score_together
 from fastpower.scheduler.turns import Turns
+from fastpower.scheduler.weighing import Weighing
 
 #: Up to so many rows a step costs little more than with one, because it waits for the weights (docs/results.md).
 _CHEAP_ROWS = 8
@@ -108,6 +109,7 @@ class Scheduler:
         self._turns = Turns.of(decoder)
         self._starved = False  # the cache is full of what other threads' runs hold
         self._running = Running()
+        self._weighing = Weighing(decoder, self._running)
         self._port = SchedulerPort(decoder, self._running, self._idle_rows)
         self._lanes: list[Lane] = []
         self._parked: list[Lane] = []
@@ -152,7 +154,7 @@ class Scheduler:
                     if isinstance(job, Job):
                         with self._turns.lock:
                             self._begin(job)
-                            self._running.advance()
+                            self._weighing.advance()
                 yield from self._running.finished()
                 if not self.live:
                     if ended:
@@ -160,7 +162,7 @@ class Scheduler:
                     continue
                 with self._turns.lock:
                     self._step()
-                    self._running.advance()
+                    self._weighing.advance()
                     if self.on_step is not None:
                         self.on_step(self)
                 if self._starved:
@@ -226,6 +228,7 @@ class Scheduler:
         while (head := running.head()) is not None:
             order, ticket = head
             request = ticket.request
+            assert not isinstance(request, Weigh)  # those wait for no row
             key = (id(request.parent), request.length)
             lane = self._delivery.open.get(key) if self.share_lanes and isinstance(request, Rollout) else None
             if lane is None and len(self._lanes) + len(scores) >= self.max_rows:

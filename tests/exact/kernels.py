@@ -37,8 +37,18 @@ def multiple_try_matrix(
                     if ratio > 0
                     else 0.0
                 )
+            inside = space.log_potential.get(x, 0.0) > -math.inf
+            phi = {y: math.exp(space.log_potential.get(y, 0.0)) for y in tails}
+            if inside:
+                w = {y: w[y] * phi[y] / phi[x] for y in tails}
+            base = w
             for draw in itertools.product(tails, repeat=k):
                 probability = laws[x][m] * math.prod(q[y] for y in draw)
+                if not inside and any(phi[y] > 0 for y in draw):  # x is no state of the target: go where there is one
+                    total = sum(base[y] * phi[y] for y in draw)
+                    for y in draw:
+                        matrix[i, space.index[y]] += probability * base[y] * phi[y] / total
+                    continue
                 total = sum(w[y] for y in draw)
                 if total == 0.0:
                     matrix[i, i] += probability
@@ -80,12 +90,19 @@ def systematic_ancestors(log_weights: np.ndarray) -> list[tuple[float, tuple[int
 
 
 def smc_law(
-    space: Enumeration, particles: int, threshold: float, *, schedule: dict[int, float] | None = None, mistake: str = ""
+    space: Enumeration,
+    particles: int,
+    threshold: float,
+    *,
+    schedule: dict[int, float] | None = None,
+    twist: Callable[[Answer], float] | None = None,
+    mistake: str = "",
 ) -> tuple[dict[Answer, float], float]:
     """Exact law of the answer and E[Ẑ] of SMC with blocks of one token, look-ahead weights, systematic resampling.
 
-    schedule: position → exponent in force from there on (default: alpha from 0). mistake: "no_reset" keeps the weights
-    after resampling, "no_boundary" omits the weight of a change of exponent.
+    schedule: position → exponent in force from there on (default: alpha from 0). twist: unfinished answer → log ψ,
+    finite; the space's potential takes its place at the end. mistake: "no_division" keeps the twist within the weights,
+    "no_reset" keeps the weights after resampling, "no_boundary" omits the weight of a change of exponent.
     """
     decoder, horizon = space.decoder, space.horizon
     eos = decoder.eos_ids
@@ -109,9 +126,22 @@ def smc_law(
     def ended(x: Answer) -> bool:
         return bool(x) and x[-1] in eos
 
-    def finish(state, log_w, log_z, probability, a):
+    def log_phi(x: Answer) -> float:
+        return space.log_potential.get(x, 0.0)
+
+    def log_psi(x: Answer) -> float:
+        if twist is None or not x:
+            return 0.0
+        return log_phi(x) if ended(x) else twist(x)
+
+    def finish(state, log_w, log_z, probability, a, before):
         nonlocal evidence
         log_w = log_w + (space.alpha - a) * np.array([logp(x) for x in state]) * (mistake != "no_boundary")
+        within = np.array([log_psi(x) for x in before]) * (mistake != "no_division")
+        if any(log_phi(x) > -math.inf for x in state):
+            log_w = log_w + np.array([log_phi(x) for x in state]) - within
+        else:
+            log_z, log_w = -math.inf, log_w - within
         w = np.exp(log_w)
         evidence += probability * math.exp(log_z) * float(w.mean())
         for x, share in zip(state, w / w.sum(), strict=True):
@@ -136,9 +166,11 @@ def smc_law(
             if mistake != "no_boundary":
                 weights += (b - a) * np.array([logp(x) for x in after])
             if t + 1 == horizon or all(ended(x) for x in after):
-                finish(after, weights, log_z, p, b)
+                finish(after, weights, log_z, p, b, state)
                 continue
             weights += np.array([0.0 if ended(x) else logz(x, b) for x in after])
+            if twist is not None:
+                weights += np.array([log_psi(y) - log_psi(x) for x, y in zip(state, after, strict=True)])
             w = np.exp(weights - weights.max())
             if w.sum() ** 2 / (w**2).sum() < threshold * len(after):
                 banked = log_z + float(np.logaddexp.reduce(weights)) - math.log(len(after))

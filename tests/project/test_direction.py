@@ -14,7 +14,9 @@ PACKAGE = ROOT / "fastpower"
 
 #: floors from the ground up; a room may import from lower floors, and from its own wing
 FLOORS = [
-    ["errors", "suggestions", "target", "moved", "terminal", "native", "arrays"],
+    ["errors", "suggestions", "moved", "terminal", "native", "arrays"],
+    ["potential"],
+    ["target"],
     ["interfaces"],
     ["kernels"],
     ["random", "models"],
@@ -24,6 +26,7 @@ FLOORS = [
     ["results", "progress"],
     ["generation"],
     ["measure", "evaluate"],
+    ["potentials"],
     ["integrations"],
     ["commands"],
     ["cli"],
