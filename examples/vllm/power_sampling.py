@@ -97,7 +97,7 @@ def main():
     parser.add_argument("--alpha", type=float, default=4.0)
     parser.add_argument("--particles", type=int, default=8)
     parser.add_argument("--max-tokens", type=int, default=64)
-    parser.add_argument("--block", type=int, default=16, help="tokens between resamplings: vLLM's block size")
+    parser.add_argument("--block", type=int, default=32, help="tokens between resamplings: vLLM's block size")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--compile", action="store_true", help="vLLM's compiled mode; a minute more to load")
     args = parser.parse_args()

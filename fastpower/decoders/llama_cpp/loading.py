@@ -49,8 +49,12 @@ def refuse(weights: Any, dtype: Any, device: Any, kwargs: Mapping[str, Any]) -> 
     Raises:
         ValueError: One is given.
     """
-    for name, value, neutral in (("weights", weights, None), ("dtype", dtype, "float32"), ("device", device, None)):
-        if value != neutral:
+    for name, value, neutral in (
+        ("weights", weights, (None,)),
+        ("dtype", dtype, (None, "float32")),
+        ("device", device, (None, "auto")),
+    ):
+        if value not in neutral:
             raise ValueError(
                 f"{name}={value!r} cannot be applied to {PREFIX}: the file decides about its weights, and "
                 "decoder_options={'gpu_layers': …} where they are"
