@@ -290,6 +290,13 @@ def run_jobs(
     finally:
         if show is not None:
             show.close()
+    outside = sum(not result.diagnostics.get("in_support", True) for result in done)
+    if outside:
+        warnings.warn(
+            f"{outside} of {len(done)} answers have a potential of 0: their chains met none above it and moved by "
+            "p^alpha alone. More moves, more particles or a softer potential (log_weight) help",
+            stacklevel=2,
+        )
     if failure is not None:
         raise failure
 

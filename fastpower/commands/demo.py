@@ -9,7 +9,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from fastpower.evaluate.tasks.base import Task
@@ -76,7 +76,7 @@ def _run(model: LanguageModel, task: Task, method: str, alpha: float, horizon: i
     from fastpower.generation import run_jobs
     from fastpower.samplers import make_sampler
 
-    settings = {"mh": {"block": 4, "moves": 10}, "smc": {"particles": 16}}.get(method, {})
+    settings: dict[str, Any] = {"mh": {"block": 4, "moves": 10}, "smc": {"particles": 16}}.get(method, {})
     sampler = make_sampler(method, alpha=alpha, max_new_tokens=horizon, **settings)
     jobs = [Job(sampler, model.tokens(p.question), seed, p.id) for seed, p in enumerate(task.problems)]
     begin = time.perf_counter()

@@ -42,6 +42,7 @@ class Row:
     majority: tuple[int, Estimate] | None
     against: Difference | None  #: accuracy minus that of the first method
     note: str = ""
+    graded: str = "one answer"  #: what accuracy is of: single draws, or which of how many
 
 
 def summarise(records: Sequence[Record], *, chains: int | None = None, match_best_of_n: bool = False) -> list[Row]:
@@ -96,7 +97,14 @@ def _row(name: str, records: Sequence[Record], first: Sequence[Record] | None, n
         majority=(k, majority_vote(records)) if several else None,
         against=paired_bootstrap(records, first) if shared and first is not None else None,
         note=note,
+        graded=_graded(records),
     )
+
+
+def _graded(records: Sequence[Record]) -> str:
+    """What was graded of a method: its single draws, or the one of highest log p among several."""
+    draws = [int(r.get("best_of") or (r.get("diagnostics") or {}).get("draws") or 1) for r in records]
+    return "one answer" if max(draws) <= 1 else f"best of {np.mean(draws):.3g} by log p"
 
 
 def wall_clock(records: Iterable[Mapping[str, Any]]) -> float | None:

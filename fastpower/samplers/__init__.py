@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+from collections.abc import Iterable
 from typing import Any
 
 from fastpower.chains.chain import Sampler
@@ -15,7 +16,7 @@ from fastpower.samplers.multiple_try import MultipleTry
 from fastpower.samplers.smc import ConditionalSMC, ParticleMH, PowerSMC
 from fastpower.samplers.staged import Staged
 from fastpower.samplers.tempering import ParallelTempering
-from fastpower.target import PowerTarget
+from fastpower.target import PowerTarget, stop_strings
 
 __all__ = [
     "METHODS",
@@ -56,7 +57,15 @@ METHODS: dict[str, Any] = {
 }
 
 
-def make_sampler(method: str, *, alpha: float = 4.0, max_new_tokens: int = 512, **settings: Any) -> Sampler:
+def make_sampler(
+    method: str,
+    *,
+    alpha: float = 4.0,
+    max_new_tokens: int = 512,
+    stop: str | Iterable[str] | None = None,
+    potential: Any = None,
+    **settings: Any,
+) -> Sampler:
     """A sampler by name.
 
     Where the method works in blocks and none is given, the block is a sixteenth of the horizon, as in the papers
@@ -66,6 +75,8 @@ def make_sampler(method: str, *, alpha: float = 4.0, max_new_tokens: int = 512, 
         method: A name in ``SAMPLERS``.
         alpha: Exponent.
         max_new_tokens: Horizon.
+        stop: Strings that end an answer; see ``PowerTarget``.
+        potential: Of answers; see ``PowerTarget``.
         **settings: The method's own; None keeps the default.
 
     Raises:
@@ -91,7 +102,7 @@ def make_sampler(method: str, *, alpha: float = 4.0, max_new_tokens: int = 512, 
             raise ValueError(f"method {method!r} has no setting {name!r}{_nearest(name, fields)}; it has: {known}")
     if issubclass(cls, Staged | ParallelTempering | Lookahead):
         settings.setdefault("block", max(1, max_new_tokens // 16))
-    sampler: Sampler = cls(target=PowerTarget(alpha, max_new_tokens), **settings)
+    sampler: Sampler = cls(target=PowerTarget(alpha, max_new_tokens, (), stop_strings(stop), potential), **settings)
     return sampler
 
 

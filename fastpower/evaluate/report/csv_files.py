@@ -27,6 +27,7 @@ def _method(row: Row) -> dict[str, Any]:
         "method": row.method,
         "problems": row.accuracy.problems,
         "answers": row.answers,
+        "graded": row.graded,
         "accuracy": row.accuracy.mean,
         "accuracy_se": row.accuracy.se,
         "difference": gap and gap.mean,

@@ -26,6 +26,7 @@ def cells(rows: Sequence[Row]) -> Cells:
     return _filled(
         {
             "method": [row.method for row in rows],
+            "graded": [row.graded for row in rows],
             "accuracy ± s.e.": [str(row.accuracy) for row in rows],
             "Δ to the first [95 %]": [_difference(row) for row in rows],
             "log p": [_number(row.logp, ".1f") for row in rows],
@@ -48,7 +49,9 @@ def several_answers(rows: Sequence[Row]) -> Cells | None:
     return _filled(
         {
             "method": [row.method for row in kept],
-            "accuracy of one answer": [str(row.accuracy) for row in kept],
+            "single draws: accuracy of one answer": [
+                str(row.accuracy) if row.graded == "one answer" else "–" for row in kept
+            ],
             "pass@k (any of k right)": [f"{row.pass_at_k[1]}, k = {row.pass_at_k[0]}" for row in kept if row.pass_at_k],
             "majority vote of k": [
                 f"{row.majority[1]}, k = {row.majority[0]}" if row.majority else "–" for row in kept
