@@ -6,16 +6,18 @@ problems. Records are dictionaries with at least ``problem``, ``correct``, ``ans
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 Record = Mapping[str, Any]
 
-FEW = 20  #: below so many problems, bootstrap intervals and standard errors are too narrow
+FEW = 20  #: below so many problems, standard errors are too narrow, and intervals that cover are wide
 
 
 class Estimate(NamedTuple):
@@ -25,6 +27,20 @@ class Estimate(NamedTuple):
     se: float  #: standard error; NaN with fewer than two problems
     problems: int
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of a mean of values in [0, 1], such as an accuracy: over the problems and four more of values
+        0, 0, 1, 1 (Agresti & Coull 1998 for proportions).
+
+        Mean ± 2 standard errors says ± 0 where all values are alike and covers a third too seldom at five problems.
+        docs/evaluation.md has the coverage by the number of problems.
+        """
+        if self.problems == 0:
+            return 0.0, 1.0
+        spread = 0.0 if self.problems == 1 else self.se**2 * self.problems * (self.problems - 1)
+        low, high = _widened(self.mean, spread, self.problems, (0.0, 0.0, 1.0, 1.0))
+        return max(0.0, low), min(1.0, high)
+
     def __str__(self) -> str:
         return f"{self.mean:.3f}" if np.isnan(self.se) else f"{self.mean:.3f} ± {self.se:.3f}"
 
@@ -33,10 +49,20 @@ class Difference(NamedTuple):
     """A paired difference between two methods on the same problems."""
 
     mean: float
-    low: float  #: lower end of the 95 % percentile interval
+    low: float  #: lower end of the 95 % interval, see ``paired_bootstrap``
     high: float
     p_value: float  #: two-sided bootstrap p-value of "no difference"
     problems: int
+
+
+def _widened(mean: float, spread: float, n: int, more: Sequence[float]) -> tuple[float, float]:
+    """Mean ± 2 standard errors of n values and ``more``, from the n values' mean and sum of squared deviations."""
+    extra = np.asarray(more, dtype=np.float64)
+    m = n + len(extra)
+    centre = (n * mean + extra.sum()) / m
+    total = spread + n * (mean - centre) ** 2 + ((extra - centre) ** 2).sum()
+    half = 2.0 * math.sqrt(total / (m - 1) / m)
+    return float(centre - half), float(centre + half)
 
 
 def by_problem(records: Iterable[Record]) -> dict[str, list[Record]]:
@@ -108,7 +134,19 @@ def majority_vote(records: Iterable[Record]) -> Estimate:
 def paired_bootstrap(
     first: Iterable[Record], second: Iterable[Record], *, key: str = "correct", resamples: int = 10_000, seed: int = 0
 ) -> Difference:
-    """mean(first) − mean(second) over the problems that both have, resampling problems.
+    """mean(first) − mean(second) over the problems that both have, with what so many problems can say about it.
+
+    Two more problems, one that only the first solves and one that only the second solves, are added before the interval
+    (their mean ± 2 standard errors; Bonett & Price 2012 for 0/1) and before resampling: few problems that all agree are
+    no proof that the others do. A percentile interval of the problems alone covers 0.78 of the time at ten of them.
+    Where values are not in [0, 1], the two differ as much as the farthest apart do.
+
+    Args:
+        first: Records of one method.
+        second: Those of the other.
+        key: What is compared.
+        resamples: Of the problems, for the p-value.
+        seed: Of the resamples.
 
     Raises:
         ValueError: No problem is in both.
@@ -122,19 +160,30 @@ def paired_bootstrap(
         raise ValueError("paired_bootstrap: the two methods share no problem")
     if len(shared) < FEW:
         warnings.warn(
-            f"a bootstrap over {len(shared)} problems: below {FEW} its intervals are too narrow; use more problems",
+            f"a bootstrap over {len(shared)} problems: below {FEW} its intervals are wide and its p-values rough; use "
+            "more problems",
             stacklevel=2,
         )
     gaps = np.array([a[name] - b[name] for name in shared])
+    unit = all(0.0 <= value <= 1.0 for name in shared for value in (a[name], b[name]))
+    span = 1.0 if unit else float(np.abs(gaps).max())
+    low, high = difference_interval(gaps, span)
+    padded = np.append(gaps, [span, -span])
     generator = np.random.default_rng(seed)
     means = np.empty(resamples)
     for start in range(0, resamples, 256):  # 256 resamples at a time: memory stays small for thousands of problems
         stop = min(start + 256, resamples)
-        means[start:stop] = gaps[generator.integers(0, len(gaps), size=(stop - start, len(gaps)))].mean(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
+        means[start:stop] = padded[generator.integers(0, len(padded), size=(stop - start, len(padded)))].mean(axis=1)
     # the observed data are one more resample: a p-value of 0 cannot come from finitely many
     tail = (min(int((means <= 0).sum()), int((means >= 0).sum())) + 1) / (resamples + 1)
-    return Difference(float(gaps.mean()), float(low), float(high), min(1.0, 2.0 * tail), len(shared))
+    return Difference(float(gaps.mean()), low, high, min(1.0, 2.0 * tail), len(shared))
+
+
+def difference_interval(gaps: NDArray[np.float64], span: float = 1.0) -> tuple[float, float]:
+    """95 % interval of the mean of paired differences in [−span, span], one a problem; see ``paired_bootstrap``."""
+    mean = float(gaps.mean())
+    low, high = _widened(mean, float(((gaps - mean) ** 2).sum()), len(gaps), (-span, span))
+    return max(-span, low), min(span, high)
 
 
 def compute_matched_best_of_n(samples: Iterable[Record], budgets: Mapping[str, float]) -> list[Record]:

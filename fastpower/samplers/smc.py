@@ -234,7 +234,7 @@ class ConditionalSMC:
             chain.partial = lambda x=x: Outcome(x, list(trace), complete=False)
             particles = yield from smc.population(chain, "move", i, fixed=x)
             y = particles.draw(chain.uniform(Purpose.ANSWER, "move", i))
-            moved = y.tokens != x.tokens
+            moved = y is not particles.records[0]  # another particle, whatever its tokens: as in every other sampler
             chain.moved(moved)
             x = y
             trace.append({"accepted": moved, "log_z": told(particles.log_z()), "length": len(x), "logp": x.total_logp})

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastpower import generate, make_sampler
+from fastpower import generate, load, make_sampler
+from fastpower.decoders.toy import ToyDecoder
 from fastpower.evaluate.statistics import paired_bootstrap
 from fastpower.results import diagnostics
 from fastpower.samplers import EntropyGuided, MetropolisHastings, ParallelTempering
@@ -98,3 +99,13 @@ def test_a_bootstrap_is_never_certain_and_warns_of_few_problems() -> None:
     assert paired_bootstrap(right, wrong, resamples=999).p_value == pytest.approx(2 / 1000)
     with pytest.warns(UserWarning, match="over 8 problems: below 20"):
         paired_bootstrap(right[:8], wrong)
+
+
+def test_conditional_smc_accepts_another_particle_whatever_its_tokens() -> None:
+    """Where every answer is the same, another particle of N is drawn in all but one of N moves, as elsewhere: MH, too,
+    counts a proposal of what is there already."""
+    certain = load(ToyDecoder(lambda prefix: [0.0, -60.0], 2, [1]))
+    results = generate(certain, [[0]], "csmc(particles=4, moves=8)", seed=1, chains=60, max_new_tokens=3)
+    assert {tuple(r.token_ids) for r in results} == {(0, 0, 0)}
+    share = sum(r.accepted for r in results) / sum(r.moves for r in results)
+    assert abs(share - 3 / 4) < 0.08  # 480 moves: a standard error of 0.02

@@ -30,6 +30,8 @@ def _method(row: Row) -> dict[str, Any]:
         "graded": row.graded,
         "accuracy": row.accuracy.mean,
         "accuracy_se": row.accuracy.se,
+        "accuracy_low": row.accuracy.interval[0],
+        "accuracy_high": row.accuracy.interval[1],
         "difference": gap and gap.mean,
         "difference_low": gap and gap.low,
         "difference_high": gap and gap.high,
