@@ -29,11 +29,10 @@ class Estimate(NamedTuple):
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % interval of a mean of values in [0, 1], such as an accuracy: over the problems and four more of values
-        0, 0, 1, 1 (Agresti & Coull 1998 for proportions).
+        """95 % interval of a mean of values in [0, 1], such as an accuracy.
 
-        Mean ± 2 standard errors says ± 0 where all values are alike and covers a third too seldom at five problems.
-        docs/evaluation.md has the coverage by the number of problems.
+        It is over the problems and four more of values 0, 0, 1, 1 (Agresti & Coull 1998 for proportions): mean ± 2
+        standard errors says ± 0 where all values are alike. docs/evaluation.md has its coverage.
         """
         if self.problems == 0:
             return 0.0, 1.0
@@ -139,7 +138,7 @@ def paired_bootstrap(
     Two more problems, one that only the first solves and one that only the second solves, are added before the interval
     (their mean ± 2 standard errors; Bonett & Price 2012 for 0/1) and before resampling: few problems that all agree are
     no proof that the others do. A percentile interval of the problems alone covers 0.78 of the time at ten of them.
-    Where values are not in [0, 1], the two differ as much as the farthest apart do.
+    Where values are not in [0, 1], such as log p, nothing is added, and the interval is Student's.
 
     Args:
         first: Records of one method.
@@ -166,9 +165,8 @@ def paired_bootstrap(
         )
     gaps = np.array([a[name] - b[name] for name in shared])
     unit = all(0.0 <= value <= 1.0 for name in shared for value in (a[name], b[name]))
-    span = 1.0 if unit else float(np.abs(gaps).max())
-    low, high = difference_interval(gaps, span)
-    padded = np.append(gaps, [span, -span])
+    low, high = difference_interval(gaps) if unit else _student_interval(gaps)
+    padded = np.append(gaps, [1.0, -1.0]) if unit else gaps
     generator = np.random.default_rng(seed)
     means = np.empty(resamples)
     for start in range(0, resamples, 256):  # 256 resamples at a time: memory stays small for thousands of problems
@@ -179,11 +177,33 @@ def paired_bootstrap(
     return Difference(float(gaps.mean()), low, high, min(1.0, 2.0 * tail), len(shared))
 
 
-def difference_interval(gaps: NDArray[np.float64], span: float = 1.0) -> tuple[float, float]:
-    """95 % interval of the mean of paired differences in [−span, span], one a problem; see ``paired_bootstrap``."""
+def difference_interval(gaps: NDArray[np.float64]) -> tuple[float, float]:
+    """95 % interval of the mean of paired differences in [−1, 1], one a problem; see ``paired_bootstrap``."""
     mean = float(gaps.mean())
-    low, high = _widened(mean, float(((gaps - mean) ** 2).sum()), len(gaps), (-span, span))
-    return max(-span, low), min(span, high)
+    low, high = _widened(mean, float(((gaps - mean) ** 2).sum()), len(gaps), (-1.0, 1.0))
+    return max(-1.0, low), min(1.0, high)
+
+
+def _student_interval(gaps: NDArray[np.float64]) -> tuple[float, float]:
+    n, mean = len(gaps), float(gaps.mean())
+    if n == 1:
+        return -math.inf, math.inf
+    half = _student_quantile(n - 1) * float(gaps.std(ddof=1)) / math.sqrt(n)
+    return mean - half, mean + half
+
+
+def _student_quantile(freedom: int) -> float:
+    """0.975 quantile of Student's t, to three digits (Abramowitz & Stegun 26.7.5)."""
+    if freedom <= 2:
+        return (12.706, 4.303)[freedom - 1]
+    z = 1.959964
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return z + math.fsum(term / float(freedom) ** (i + 1) for i, term in enumerate(terms))
 
 
 def compute_matched_best_of_n(samples: Iterable[Record], budgets: Mapping[str, float]) -> list[Record]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from fastpower.evaluate.statistics import (
     accuracy,
@@ -109,13 +111,15 @@ def test_intervals_of_paired_differences_cover_at_every_pair_of_accuracies(n: in
             assert covered >= 0.925, (first, second, shared)
 
 
-def test_an_interval_of_differences_scales_with_its_values_and_is_that_of_the_records() -> None:
-    records = {name: [{"problem": i, "logp": v} for i, v in enumerate(vs)] for name, vs in
-               {"a": [3.0, 5.0, 9.0], "b": [2.0, 6.0, 1.0]}.items()}  # fmt: skip
-    with pytest.warns(UserWarning, match="below 20"):
-        result = paired_bootstrap(records["a"], records["b"], key="logp")
-    low, high = difference_interval(np.array([1.0, -1.0, 8.0]) / 8)
-    assert (result.low, result.high) == pytest.approx((8 * low, 8 * high))
+@pytest.mark.parametrize("n", [2, 3, 4, 8, 24, 200])
+def test_intervals_of_values_without_bounds_are_students(n: int) -> None:
+    values = np.random.default_rng(n).normal(3.0, 50.0, n)
+    records = [[{"problem": i, "logp": v} for i, v in enumerate(side)] for side in (values, np.zeros(n))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = paired_bootstrap(*records, key="logp", resamples=10)
+    expected = scipy.stats.t.interval(0.95, n - 1, values.mean(), scipy.stats.sem(values))
+    assert (result.low, result.high) == pytest.approx(expected, rel=2e-2 if n == 4 else 3e-3)
 
 
 def test_an_interval_of_one_or_no_problem_is_wide() -> None:
