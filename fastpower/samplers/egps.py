@@ -31,11 +31,9 @@ class EntropyGuided(MultipleTry):
             cuts go there, unless ``cut`` says otherwise.
         neighbourhood: Tokens around a decision point where cuts go as well, unless ``cut`` says otherwise.
         block_threshold: A warm-up block whose mean entropy is below gets no moves.
-        moves: N per stage; refinement is cheaper per nat than MH's, so N is smaller.
         window: Tokens of a move that keeps the tail; 0 redraws to the end, always.
     """
 
-    moves: int = 4
     cut: CutLaw = field(default_factory=_OwnThreshold)
     threshold: float = 0.5
     neighbourhood: int = 2

@@ -58,6 +58,13 @@ def assert_invariant(space: Enumeration, matrix: np.ndarray) -> None:
     assert np.abs(space.pi @ matrix - space.pi).max() < 1e-13
 
 
+LONG = [
+    pytest.param(name, tries, w, marks=pytest.mark.slow if (name, tries, w) == ("long_eos", 4, 5) else ())
+    for name in ("long", "long_eos")
+    for tries in (1, 2, 4)
+    for w in (2, 5, 7)
+]
+
 # -- enumeration -----------------------------------------------------------------------------------------------
 
 
@@ -72,9 +79,7 @@ def test_kept_tails_leave_the_power_distribution_invariant(name, cut, tries):
         assert (matrix - np.diag(np.diag(matrix))).any(), "no window move is possible: nothing is tested"
 
 
-@pytest.mark.parametrize("name", ["long", "long_eos"])
-@pytest.mark.parametrize("tries", [1, 2, 4])
-@pytest.mark.parametrize("w", [2, 5, 7])
+@pytest.mark.parametrize("name, tries, w", LONG)
 def test_long_windows_leave_it_invariant_and_windows_longer_than_the_answer_stay(name, tries, w):
     space = Enumeration(models()[name], ALPHA, 6)
     matrix = tries_matrix(space, CUTS["neighbourhood"], tries, w)
