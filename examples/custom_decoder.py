@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 import fastpower
-from fastpower.decoders import TokenDraws, TokenScores
+from fastpower.decoders import SequenceScores, TokenDraws
 from fastpower.errors import InvalidLogits, UnknownSequence
 from fastpower.kernels import sample_tokens, score_tokens
 
@@ -66,7 +66,7 @@ class RecomputingDecoder:
             logp, logz, entropy, status = score_tokens(rows, targets, torch.from_numpy(exponents))
             if status.any():
                 raise InvalidLogits("the model returned NaN, or a row without a finite entry")
-            results.append(TokenScores(logp.numpy()[:-1], logz.numpy(), entropy.numpy()))
+            results.append(SequenceScores(logp.numpy()[:-1], logz.numpy(), entropy.numpy()))
         return results
 
     def encode(self, text):

@@ -43,7 +43,7 @@ class TokenDraws(NamedTuple):
     status: NDArray[np.int32]  #: (B,) bit set of ``fastpower.kernels.Status``; 0 = fine
 
 
-class TokenScores(NamedTuple):
+class SequenceScores(NamedTuple):
     """Statistics of T given tokens under the model; row i is the distribution left after tokens 0 … i."""
 
     logp: NDArray[np.float32]  #: (T − 1,) log-probability of tokens 1 … T − 1 (token 0 only starts the context)
@@ -90,7 +90,7 @@ class Decoder(Protocol):
             ValueError: Empty tokens, a sequence twice in one batch.
         """
 
-    def score(self, work: Sequence[Work], exponents: NDArray[np.float32]) -> list[TokenScores]:
+    def score(self, work: Sequence[Work], exponents: NDArray[np.float32]) -> list[SequenceScores]:
         """Append every row's tokens and return their statistics, every row of logits used, none kept.
 
         tokens[1:] are scored given everything before them; to score a continuation of a sequence, truncate it by one

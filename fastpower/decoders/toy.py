@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastpower.decoders.base import Draws, TokenDraws, TokenScores, Work, check_draws, check_rows
+from fastpower.decoders.base import Draws, SequenceScores, TokenDraws, Work, check_draws, check_rows
 from fastpower.errors import CacheFull, InvalidLogits, UnknownSequence
 from fastpower.kernels import sample_tokens, score_tokens
 from fastpower.kernels.arguments import whole_number
@@ -194,7 +194,7 @@ class ToyDecoder:
         )
         return TokenDraws(*(x.numpy() for x in out))
 
-    def score(self, work: Sequence[Work], exponents: NDArray[np.float32]) -> list[TokenScores]:
+    def score(self, work: Sequence[Work], exponents: NDArray[np.float32]) -> list[SequenceScores]:
         paths = self._append(work)
         results = []
         for (_, tokens), path in zip(work, paths, strict=True):
@@ -205,7 +205,7 @@ class ToyDecoder:
             if int(out.status.max()) != 0:
                 raise InvalidLogits(f"logits of sequence {work[0].sequence} hold NaN or have no finite entry")
             self.rows += len(path)
-            results.append(TokenScores(out.logp.numpy()[:-1], out.logz.numpy(), out.entropy.numpy()))
+            results.append(SequenceScores(out.logp.numpy()[:-1], out.logz.numpy(), out.entropy.numpy()))
         return results
 
     def encode(self, text: str) -> list[int]:

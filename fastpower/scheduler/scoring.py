@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from fastpower.chains.chain import Ticket
 from fastpower.chains.requests import Score, Scored
-from fastpower.decoders.base import Decoder, TokenScores, Work
+from fastpower.decoders.base import Decoder, SequenceScores, Work
 from fastpower.errors import CacheFull, InvalidLogits
 from fastpower.scheduler.lanes import Lane
 from fastpower.scheduler.residence import Residence
@@ -50,7 +50,7 @@ class Scoring:
         decoder.truncate(lane.sequence, self.begin)
         return Work(lane.sequence, self.tokens[self.begin :])
 
-    def result(self, scores: TokenScores, residence: Residence) -> Scored:
+    def result(self, scores: SequenceScores, residence: Residence) -> Scored:
         """The result, and the branch that ends with the tokens; the lane is given back."""
         self.lane.fed = len(self.tokens)
         branch = residence.branch(self.lane, self.tokens)

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastpower.decoders.base import Draws, TokenDraws, TokenScores, Work
+from fastpower.decoders.base import Draws, SequenceScores, TokenDraws, Work
 from fastpower.decoders.llama_cpp.library import BATCH, Batch, library, said
 from fastpower.errors import (
     CacheFull,
@@ -217,7 +217,7 @@ class LlamaCppDecoder:
         self.rows += len(work)
         return out
 
-    def score(self, work: Sequence[Work], exponents: NDArray[np.float32]) -> list[TokenScores]:
+    def score(self, work: Sequence[Work], exponents: NDArray[np.float32]) -> list[SequenceScores]:
         """See ``fastpower.decoders.base.Decoder``."""
         before = self._append(work)
         tokens = [token for w in work for token in w.tokens]
@@ -236,7 +236,7 @@ class LlamaCppDecoder:
         logp, logz, entropy = (torch.cat([getattr(s, n) for s in found]) for n in ("logp", "logz", "entropy"))
         ends = np.cumsum([len(w.tokens) for w in work])
         spans = [(end - len(w.tokens), end) for w, end in zip(work, ends, strict=True)]
-        return [TokenScores(logp[i : j - 1].numpy(), logz[i:j].numpy(), entropy[i:j].numpy()) for i, j in spans]
+        return [SequenceScores(logp[i : j - 1].numpy(), logz[i:j].numpy(), entropy[i:j].numpy()) for i, j in spans]
 
     def _append(self, work: Sequence[Work]) -> list[int]:
         """Take cells and slots for all tokens, or raise with nothing changed; the lengths before."""

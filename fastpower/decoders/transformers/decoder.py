@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastpower.decoders.ahead import StepAhead
-from fastpower.decoders.base import Draws, TokenDraws, TokenScores, Work, check_rows
+from fastpower.decoders.base import Draws, SequenceScores, TokenDraws, Work, check_rows
 from fastpower.decoders.transfer import to_device
 from fastpower.decoders.transformers import scores, verification
 from fastpower.decoders.transformers.attention import Step, register_attention
@@ -249,7 +249,7 @@ class TransformersDecoder:
             keep = np.arange(counts.sum()) + np.repeat(ends - counts - before, counts)
             return self._draw(self._logits(batch, keep), draws)
 
-    def score(self, work: Sequence[Work], exponents: NDArray[np.float32]) -> list[TokenScores]:
+    def score(self, work: Sequence[Work], exponents: NDArray[np.float32]) -> list[SequenceScores]:
         """Append every row's tokens and return their statistics, all or nothing; see ``Decoder.score``.
 
         At most ``scores.SCORE_BYTES`` of logits exist at a time (at least one row of them).

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastpower import kernels
-from fastpower.decoders.base import Draws, TokenDraws, TokenScores, check_draws
+from fastpower.decoders.base import Draws, SequenceScores, TokenDraws, check_draws
 from fastpower.decoders.transfer import to_device, to_host
 from fastpower.decoders.transformers.packing import PackedBatch
 from fastpower.errors import InvalidLogits
@@ -48,7 +48,7 @@ def score(
     vocab_size: int,
     device: torch.device,
     backend: str,
-) -> list[TokenScores]:
+) -> list[SequenceScores]:
     """``Decoder.score`` of a reserved batch. logits(batch, a, b): (b − a, V) after tokens a … b − 1, in order."""
     total, step = len(batch.tokens), max(1, SCORE_BYTES // (4 * vocab_size))
     following = np.append(batch.tokens[1:], 0)
@@ -64,7 +64,7 @@ def score(
 
     parts = [chunk(a, min(a + step, total)) for a in range(0, total, step)]
     logp, logz, entropy = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return [TokenScores(logp[a : b - 1], logz[a:b], entropy[a:b]) for a, b in pairwise(batch.starts)]
+    return [SequenceScores(logp[a : b - 1], logz[a:b], entropy[a:b]) for a, b in pairwise(batch.starts)]
 
 
 def _check(batch: PackedBatch, first: int, status: NDArray[np.int32]) -> None:
