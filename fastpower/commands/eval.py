@@ -7,7 +7,7 @@ import functools
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastpower.commands.configuration import add_config
 from fastpower.commands.options import add_model_arguments, add_sampler_arguments, load_from, model_facts
@@ -16,6 +16,7 @@ from fastpower.terminal import json_line
 if TYPE_CHECKING:
     from fastpower.evaluate.engine import Engine
     from fastpower.evaluate.evaluation import Evaluation
+    from fastpower.results.traces import RunLine
 
 EPILOG = """\
 examples:
@@ -188,7 +189,7 @@ class Talker:
             rest = f" ({done} already there)" if done else ""
             print(f"{method}: {todo} answers to draw{rest}", file=sys.stderr)
 
-    def record(self, record: dict[str, Any]) -> None:
+    def record(self, record: RunLine) -> None:
         if not self.quiet and not sys.stderr.isatty():
             verdict = "right" if record["correct"] else "wrong"
             print(f"  {record['id']}: {verdict}, log p {record['logp']:.2f}", file=sys.stderr)

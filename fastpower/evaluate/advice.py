@@ -7,16 +7,14 @@ estimate with fewer than three effective answers a problem is not given.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from fastpower.evaluate.statistics import by_problem
 from fastpower.results.pools import FEWEST, reweight
-
-Record = Mapping[str, Any]
+from fastpower.results.traces import RunLine
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class Prediction:
     log_z: float
 
 
-def predict(records: Sequence[Record], alpha: float, *, resamples: int = 4000, seed: int = 0) -> Prediction:
+def predict(records: Sequence[RunLine], alpha: float, *, resamples: int = 4000, seed: int = 0) -> Prediction:
     """What p^alpha would do, from graded pools.
 
     Args:

@@ -17,13 +17,12 @@ from fastpower.evaluate.runs import Run, check_writable, read_records
 from fastpower.evaluate.sandbox import SandboxUnavailable
 from fastpower.evaluate.tasks import Problem, Task
 from fastpower.models.prompts import Question
+from fastpower.results.traces import RunLine
 from fastpower.samplers.methods import Method
 from fastpower.samplers.retarget import retargeted
 
 if TYPE_CHECKING:
     from fastpower.chains.chain import Sampler
-
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -155,7 +154,7 @@ def evaluate(
     engine: Engine,
     out: str | Path,
     *,
-    on_record: Callable[[Record], None] | None = None,
+    on_record: Callable[[RunLine], None] | None = None,
     on_phase: Callable[[str, int, int], None] | None = None,
     graders: int = 2,
     together: bool = False,
@@ -232,7 +231,7 @@ def _phases(evaluation: Evaluation, out: Path, together: bool) -> Iterator[list[
         yield [evaluation.job("plain", sampler, problems[name], chain) for name, new in chains.items() for chain in new]
 
 
-def _missing_chains(records: Sequence[Record], prompt_ids: Sequence[str]) -> dict[str, list[int]]:
+def _missing_chains(records: Sequence[RunLine], prompt_ids: Sequence[str]) -> dict[str, list[int]]:
     """Which plain chains to draw next so that each problem's cost as much as the dearest other method on it.
 
     A wave aims at the budget with the mean length so far. It is computed from whole earlier waves only, starting from
@@ -266,14 +265,14 @@ def _draw(
     engine: Engine,
     todo: Sequence[Job],
     run: Run,
-    on_record: Callable[[Record], None] | None,
+    on_record: Callable[[RunLine], None] | None,
     graders: int,
 ) -> None:
     """Draw ``todo``; answers are graded beside the decoding and written by this thread."""
     if not todo:
         return
     problems = {f"{evaluation.task.name}/{p.id}": p for p in evaluation.problems}
-    pending: list[Future[Record]] = []
+    pending: list[Future[RunLine]] = []
 
     def write(wait: bool) -> None:
         for future in list(pending):
@@ -293,14 +292,15 @@ def _draw(
             write(wait=True)
 
 
-def _graded(task: Task, problem: Problem, job: Job, result: Record) -> Record:
+def _graded(task: Task, problem: Problem, job: Job, result: RunLine) -> RunLine:
     try:
         grade = task.grade(problem, result["text"])
     except SandboxUnavailable:  # no answer can be graded any more: those that follow would all be wrong
         raise
     except Exception as error:  # an answer that its grader cannot stand is that answer's fault
         grade = Grade(False, None, f"the grader failed: {type(error).__name__}: {error}"[:200])
-    return result | {
+    return {
+        **result,
         "id": job.id,
         "task": task.name,
         "problem": problem.id,

@@ -10,12 +10,12 @@ import math
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-Record = Mapping[str, Any]
+from fastpower.results.traces import RunLine
 
 FEW = 20  #: below so many problems, standard errors are too narrow, and intervals that cover are wide
 
@@ -64,9 +64,9 @@ def _widened(mean: float, spread: float, n: int, more: Sequence[float]) -> tuple
     return float(centre - half), float(centre + half)
 
 
-def by_problem(records: Iterable[Record]) -> dict[str, list[Record]]:
+def by_problem(records: Iterable[RunLine]) -> dict[str, list[RunLine]]:
     """Records of each problem, problems in order of appearance."""
-    groups: dict[str, list[Record]] = defaultdict(list)
+    groups: dict[str, list[RunLine]] = defaultdict(list)
     for record in records:
         groups[str(record["problem"])].append(record)
     return dict(groups)
@@ -81,12 +81,12 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(float(array.mean()), float(array.std(ddof=1) / np.sqrt(n)) if n > 1 else float("nan"), n)
 
 
-def mean_over_problems(records: Iterable[Record], key: str) -> Estimate:
+def mean_over_problems(records: Iterable[RunLine], key: str) -> Estimate:
     """Mean of ``record[key]`` within each problem, then over problems."""
     return estimate([float(np.mean([float(r[key]) for r in group])) for group in by_problem(records).values()])
 
 
-def accuracy(records: Iterable[Record]) -> Estimate:
+def accuracy(records: Iterable[RunLine]) -> Estimate:
     """Fraction of correct answers: expected accuracy of one answer."""
     return mean_over_problems(records, "correct")
 
@@ -107,13 +107,13 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
     return float(1.0 - np.prod(1.0 - k / np.arange(samples - correct + 1, samples + 1)))
 
 
-def pass_at_k_of(records: Iterable[Record], k: int) -> Estimate:
+def pass_at_k_of(records: Iterable[RunLine], k: int) -> Estimate:
     """pass@k over problems; every problem needs at least k answers."""
     groups = by_problem(records).values()
     return estimate([pass_at_k(len(group), sum(bool(r["correct"]) for r in group), k) for group in groups])
 
 
-def majority_vote(records: Iterable[Record]) -> Estimate:
+def majority_vote(records: Iterable[RunLine]) -> Estimate:
     """Accuracy of the most frequent answer of each problem (self-consistency).
 
     *Not* a property of one answer: label it. Answers are grouped by their normalised text; ties go to the answer that
@@ -131,7 +131,7 @@ def majority_vote(records: Iterable[Record]) -> Estimate:
 
 
 def paired_bootstrap(
-    first: Iterable[Record], second: Iterable[Record], *, key: str = "correct", resamples: int = 10_000, seed: int = 0
+    first: Iterable[RunLine], second: Iterable[RunLine], *, key: str = "correct", resamples: int = 10_000, seed: int = 0
 ) -> Difference:
     """mean(first) − mean(second) over the problems that both have, with what so many problems can say about it.
 
@@ -206,7 +206,7 @@ def _student_quantile(freedom: int) -> float:
     return z + math.fsum(term / float(freedom) ** (i + 1) for i, term in enumerate(terms))
 
 
-def compute_matched_best_of_n(samples: Iterable[Record], budgets: Mapping[str, float]) -> list[Record]:
+def compute_matched_best_of_n(samples: Iterable[RunLine], budgets: Mapping[str, float]) -> list[RunLine]:
     """Best-of-N by log p with N set by compute.
 
     Per problem, plain samples are taken in order of chain until their decoded tokens reach its budget (at least one is
@@ -221,11 +221,11 @@ def compute_matched_best_of_n(samples: Iterable[Record], budgets: Mapping[str, f
         is
         False where the samples ran out.
     """
-    chosen: list[Record] = []
+    chosen: list[RunLine] = []
     for name, group in by_problem(samples).items():
         if name not in budgets:
             continue
-        spent, taken = 0, list[Record]()
+        spent, taken = 0, list[RunLine]()
         for record in sorted(group, key=lambda r: int(r["chain"])):
             if taken and spent >= budgets[name]:
                 break

@@ -11,7 +11,6 @@ import numpy as np
 from fastpower.evaluate.statistics import (
     Difference,
     Estimate,
-    Record,
     accuracy,
     by_problem,
     compute_matched_best_of_n,
@@ -20,7 +19,7 @@ from fastpower.evaluate.statistics import (
     paired_bootstrap,
     pass_at_k_of,
 )
-from fastpower.results.traces import by_method, particles_of
+from fastpower.results.traces import RunLine, by_method, particles_of
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Row:
     graded: str = "one answer"  #: what accuracy is of: single draws, or which of how many
 
 
-def summarise(records: Sequence[Record], *, chains: int | None = None, match_best_of_n: bool = False) -> list[Row]:
+def summarise(records: Sequence[RunLine], *, chains: int | None = None, match_best_of_n: bool = False) -> list[Row]:
     """Rows in order of appearance.
 
     Args:
@@ -72,7 +71,7 @@ def summarise(records: Sequence[Record], *, chains: int | None = None, match_bes
     return rows
 
 
-def _row(name: str, records: Sequence[Record], first: Sequence[Record] | None, note: str = "") -> Row:
+def _row(name: str, records: Sequence[RunLine], first: Sequence[RunLine] | None, note: str = "") -> Row:
     groups = by_problem(records)
     k = min(len(group) for group in groups.values())
     several = k > 1 and any(r.get("answer") is not None for r in records)
@@ -101,7 +100,7 @@ def _row(name: str, records: Sequence[Record], first: Sequence[Record] | None, n
     )
 
 
-def _graded(records: Sequence[Record]) -> str:
+def _graded(records: Sequence[RunLine]) -> str:
     """What was graded of a method: its single draws, or the one of highest log p among several."""
     draws = [int(r.get("best_of") or (r.get("diagnostics") or {}).get("draws") or 1) for r in records]
     return "one answer" if max(draws) <= 1 else f"best of {np.mean(draws):.3g} by log p"

@@ -13,7 +13,7 @@ import numpy as np
 from fastpower.errors import FastpowerError
 from fastpower.results.colours import BAD, COLOURS, GOOD, INK, MUTED
 from fastpower.results.traces import (
-    Fields,
+    RunLine,
     acceptance_by_position,
     ancestry,
     by_method,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def _record(record: Any) -> Fields:
+def _record(record: Any) -> RunLine:
     return record.to_dict() if hasattr(record, "to_dict") else record  # type: ignore[no-any-return]
 
 

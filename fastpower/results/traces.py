@@ -11,21 +11,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-#: the fields of an answer: a ``Result`` as JSON has it, or a line of a run folder
-Fields = Mapping[str, Any]
+#: an answer by the names of its fields: a line of a run folder, or a ``Result`` as JSON has it
+RunLine = Mapping[str, Any]
 
 BINS = 10
 
 
-def by_method(records: Iterable[Fields]) -> dict[str, list[Fields]]:
+def by_method(records: Iterable[RunLine]) -> dict[str, list[RunLine]]:
     """Records of each method, in order of appearance."""
-    groups: dict[str, list[Fields]] = {}
+    groups: dict[str, list[RunLine]] = {}
     for record in records:
         groups.setdefault(str(record["method"]), []).append(record)
     return groups
 
 
-def moves_of(record: Fields) -> list[dict[str, Any]]:
+def moves_of(record: RunLine) -> list[dict[str, Any]]:
     """Markov-chain moves in order: stage, cut, accepted, length and logp of the answer after the move.
 
     Of parallel tempering these are the moves of the last rung, the one that answers.
@@ -35,7 +35,7 @@ def moves_of(record: Fields) -> list[dict[str, Any]]:
     return [move for move in moves if move.get("rung") == max(rungs)] if rungs else moves
 
 
-def particles_of(record: Fields) -> int | None:
+def particles_of(record: RunLine) -> int | None:
     """Number of particles; None for methods without."""
     generations = ancestry(record)
     count = record.get("diagnostics", {}).get("particles") or (len(generations[0]) if generations else None)
@@ -43,7 +43,7 @@ def particles_of(record: Fields) -> int | None:
 
 
 def acceptance_by_position(
-    records: Iterable[Fields], bins: int = BINS
+    records: Iterable[RunLine], bins: int = BINS
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """(acceptance rate, number of moves) by cut position as a fraction of the answer's length, in equal bins.
 
@@ -65,19 +65,19 @@ def acceptance_by_position(
         return accepted / tried, tried
 
 
-def ess_curve(record: Fields) -> tuple[list[int], list[float], list[bool]]:
+def ess_curve(record: RunLine) -> tuple[list[int], list[float], list[bool]]:
     """(token position, ESS, resampled there?) of every weight check."""
     events = [e for e in record.get("trace") or () if e.get("ess") is not None]
     positions = [int(e.get("position", i)) for i, e in enumerate(events)]
     return positions, [float(e["ess"]) for e in events], [bool(e.get("resampled", "ancestors" in e)) for e in events]
 
 
-def ancestry(record: Fields) -> list[list[int]]:
+def ancestry(record: RunLine) -> list[list[int]]:
     """Ancestor of every particle at every resampling, in order."""
     return [list(map(int, e["ancestors"])) for e in record.get("trace") or () if e.get("ancestors")]
 
 
-def lineage(record: Fields) -> list[int]:
+def lineage(record: RunLine) -> list[int]:
     """Where the returned particle's ancestors stood: one index per generation, the particle itself last.
 
     Empty where the record does not name the returned particle (``diagnostics["particle"]``) or never resampled.

@@ -10,14 +10,14 @@ from markupsafe import Markup
 
 from fastpower.evaluate.report import charts
 from fastpower.evaluate.report.formulas import typeset
-from fastpower.evaluate.statistics import Record, by_problem
-from fastpower.results.traces import by_method
+from fastpower.evaluate.statistics import by_problem
+from fastpower.results.traces import RunLine, by_method
 
 PROBLEMS = 12  #: problems whose answers are shown
 TOKENS = 1500  #: tokens of an answer that are shown
 
 
-def chosen_problems(records: Sequence[Record]) -> dict[str, list[Record]]:
+def chosen_problems(records: Sequence[RunLine]) -> dict[str, list[RunLine]]:
     """Problems on which methods disagree first; of each method the first answer."""
     groups = {
         name: [r for r in group if int(r["chain"]) == min(int(q["chain"]) for q in group if q["method"] == r["method"])]
@@ -28,7 +28,7 @@ def chosen_problems(records: Sequence[Record]) -> dict[str, list[Record]]:
     return {name: groups[name] for name in (mixed + rest)[:PROBLEMS]}
 
 
-def problem_lines(records: Sequence[Record], methods: Sequence[str], chosen: Sequence[str]) -> list[dict[str, Any]]:
+def problem_lines(records: Sequence[RunLine], methods: Sequence[str], chosen: Sequence[str]) -> list[dict[str, Any]]:
     """One line per problem: right answers of every method, and the place of the problem among ``chosen``."""
     lines = []
     for name, group in by_problem(records).items():
@@ -45,7 +45,7 @@ def problem_lines(records: Sequence[Record], methods: Sequence[str], chosen: Seq
     return lines
 
 
-def _cell(group: Sequence[Record]) -> dict[str, Any]:
+def _cell(group: Sequence[RunLine]) -> dict[str, Any]:
     return {
         "right": sum(bool(r["correct"]) for r in group),
         "of": len(group),
@@ -54,7 +54,7 @@ def _cell(group: Sequence[Record]) -> dict[str, Any]:
     }
 
 
-def shown_problem(name: str, group: Sequence[Record], methods: Sequence[str]) -> dict[str, Any]:
+def shown_problem(name: str, group: Sequence[RunLine], methods: Sequence[str]) -> dict[str, Any]:
     """A problem with one answer of every method that has one; an answer's ``index`` is its method's."""
     return {
         "name": name,
@@ -64,7 +64,7 @@ def shown_problem(name: str, group: Sequence[Record], methods: Sequence[str]) ->
     }
 
 
-def _answer(record: Record, index: int) -> dict[str, Any]:
+def _answer(record: RunLine, index: int) -> dict[str, Any]:
     texts = [str(text) for text in record.get("token_text") or [f"[{token}]" for token in record["token_ids"]]]
     whole = typeset("".join(texts[:TOKENS]))
     return {
@@ -87,7 +87,7 @@ def _answer(record: Record, index: int) -> dict[str, Any]:
     }
 
 
-def _facts(record: Record) -> list[str]:
+def _facts(record: RunLine) -> list[str]:
     facts = [
         f"log p {float(record['logp']):.2f}",
         f"{len(record['token_ids'])} tokens, {record['decoded_tokens']} decoded",
@@ -100,7 +100,7 @@ def _facts(record: Record) -> list[str]:
     return facts
 
 
-def _token(record: Record, i: int, text: str) -> dict[str, Any]:
+def _token(record: RunLine, i: int, text: str) -> dict[str, Any]:
     """A token of the heat map; levels 0 … 9 are thirds of a nat."""
     h, s = float(record["entropy"][i] or 0.0), -float(record["token_logp"][i] or 0.0)
     tip = f"token {i}: entropy {h:.2f}, −log p {s:.2f}"

@@ -10,10 +10,17 @@ import numpy as np
 from markupsafe import Markup
 
 from fastpower.evaluate.report.svg import TOP, Chart, number, side_label
-from fastpower.evaluate.statistics import Record
 from fastpower.evaluate.summary import Row
 from fastpower.results.colours import BAD, COLOURS, FAINT, GOOD, INK, MUTED, PAPER
-from fastpower.results.traces import acceptance_by_position, ancestry, ess_curve, lineage, moves_of, particles_of
+from fastpower.results.traces import (
+    RunLine,
+    acceptance_by_position,
+    ancestry,
+    ess_curve,
+    lineage,
+    moves_of,
+    particles_of,
+)
 
 
 def figure(title: str, svg: str | None) -> dict[str, Any]:
@@ -82,7 +89,7 @@ def label_lines(method: str, width: int = 44) -> list[str]:
     return lines
 
 
-def acceptance(records: Mapping[str, Sequence[Record]], colours: Mapping[str, str]) -> str | None:
+def acceptance(records: Mapping[str, Sequence[RunLine]], colours: Mapping[str, str]) -> str | None:
     """Accepted moves by where they cut, as a fraction of the answer's length; one line per method with moves."""
     curves = {name: curve for name, group in records.items() if len(curve := acceptance_by_position(group)[0])}
     if not curves:
@@ -100,7 +107,7 @@ def acceptance(records: Mapping[str, Sequence[Record]], colours: Mapping[str, st
     return chart.svg()
 
 
-def logp_over_moves(records: Mapping[str, Sequence[Record]], colours: Mapping[str, str]) -> str | None:
+def logp_over_moves(records: Mapping[str, Sequence[RunLine]], colours: Mapping[str, str]) -> str | None:
     """log p per token after every move of the last stage, averaged over answers; one line per method with moves.
 
     Earlier stages hold shorter answers, and answers differ in length: sums over them would show lengths.
@@ -144,7 +151,7 @@ def _last_stage(moves: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return [m for m in moves if m.get("stage") == moves[-1].get("stage")]
 
 
-def entropy_and_cuts(record: Record) -> str:
+def entropy_and_cuts(record: RunLine) -> str:
     """Entropy along the answer; below it one row per move, from its cut to the end of the answer it led to."""
     entropy = [float(h) for h in record["entropy"]]
     moves = [m for m in moves_of(record) if m.get("cut") is not None]
@@ -177,7 +184,7 @@ def _move(i: int, move: Mapping[str, Any], x: float, end: float, y: float, pitch
     return f'{line}<circle {circle} fill="{GOOD}"><title>{tip}</title></circle>'
 
 
-def logp_trace(record: Record) -> str | None:
+def logp_trace(record: RunLine) -> str | None:
     """log p per token of the current answer after every move; stages, whose answers grow, are set apart."""
     moves = moves_of(record)
     if not moves:
@@ -200,7 +207,7 @@ def logp_trace(record: Record) -> str | None:
     return chart.svg()
 
 
-def ess(record: Record) -> str | None:
+def ess(record: RunLine) -> str | None:
     """Effective sample size over positions; resamplings are marked."""
     positions, values, resampled = ess_curve(record)
     if not values:
@@ -215,7 +222,7 @@ def ess(record: Record) -> str | None:
     return chart.svg()
 
 
-def genealogy(record: Record) -> str | None:
+def genealogy(record: RunLine) -> str | None:
     """Who descends from whom: one column per resampling, the returned particle's line of descent in colour."""
     generations = ancestry(record)
     if not generations:

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from fastpower.evaluate.journal import replace_text
-from fastpower.evaluate.statistics import Record, by_problem
+from fastpower.evaluate.statistics import by_problem
 from fastpower.evaluate.summary import Row
-from fastpower.results.traces import by_method
+from fastpower.results.traces import RunLine, by_method
 
 
 def write_methods(path: Path, rows: Sequence[Row]) -> None:
@@ -53,7 +53,7 @@ def _method(row: Row) -> dict[str, Any]:
     }
 
 
-def write_problems(path: Path, records: Sequence[Record]) -> None:
+def write_problems(path: Path, records: Sequence[RunLine]) -> None:
     """One line per problem and method: answers, right ones, and their mean log p, tokens, decoded tokens."""
     _write(
         path,

@@ -21,14 +21,14 @@ from fastpower.evaluate.report.answers import chosen_problems, problem_lines, sh
 from fastpower.evaluate.report.csv_files import write_methods, write_problems
 from fastpower.evaluate.report.table import cells, several_answers
 from fastpower.evaluate.runs import read_config
-from fastpower.evaluate.statistics import FEW, Record
+from fastpower.evaluate.statistics import FEW
 from fastpower.evaluate.summary import Row
 from fastpower.models import DEFAULT_MODEL
 from fastpower.results.colours import COLOURS
-from fastpower.results.traces import by_method, moves_of
+from fastpower.results.traces import RunLine, by_method, moves_of
 
 
-def write_report(path: str | Path, records: Sequence[Record], rows: Sequence[Row]) -> Path:
+def write_report(path: str | Path, records: Sequence[RunLine], rows: Sequence[Row]) -> Path:
     """Write ``report.html``, ``methods.csv`` and ``problems.csv`` into a run folder.
 
     Args:
@@ -47,7 +47,9 @@ def write_report(path: str | Path, records: Sequence[Record], rows: Sequence[Row
     return file
 
 
-def page(config: Mapping[str, Any], versions: Mapping[str, str], records: Sequence[Record], rows: Sequence[Row]) -> str:
+def page(
+    config: Mapping[str, Any], versions: Mapping[str, str], records: Sequence[RunLine], rows: Sequence[Row]
+) -> str:
     """The whole document. It is well-formed XML, too."""
     groups = by_method(records)
     colours = {name: COLOURS[-1] for name in groups} | {
@@ -129,7 +131,7 @@ def _short(text: str, limit: int = 300) -> str:
 
 
 def _overall(
-    rows: Sequence[Row], groups: Mapping[str, Sequence[Record]], colours: Mapping[str, str]
+    rows: Sequence[Row], groups: Mapping[str, Sequence[RunLine]], colours: Mapping[str, str]
 ) -> list[dict[str, Any]]:
     seconds = [row.wall_seconds / row.answers if row.wall_seconds else None for row in rows]
     decoded = [row.decoded_tokens for row in rows]
