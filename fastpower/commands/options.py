@@ -41,6 +41,12 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, max_rows: int = 64) 
         default="auto",
         help="auto (default): a GPU if there is one, else the CPU; or cpu, cuda:1, …",
     )
+    group.add_argument(
+        "--graphs",
+        choices=["auto", "on", "off"],
+        default="auto",
+        help="decode steps as CUDA graphs: auto (default) on a GPU for the models that can; off runs them eagerly",
+    )
     group.add_argument("--raw", action="store_true", help="take prompts as plain text, without the chat template")
     group.add_argument(
         "--today", metavar="DATE", default=TODAY, help=f"date that a chat template may write (default {TODAY}, any day)"
@@ -153,6 +159,7 @@ def load_from(args: argparse.Namespace) -> LanguageModel:
         chat=False if args.raw else None,
         today=args.today,
         cache_tokens=args.cache_tokens,
+        decoder_options=None if args.graphs == "auto" else {"graphs": args.graphs == "on"},
     )
 
 

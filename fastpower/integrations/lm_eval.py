@@ -53,7 +53,7 @@ class FastpowerLM(LM):  # type: ignore[misc]
         max_new_tokens: The horizon where a task gives none.
         seed: Of every draw.
         max_rows: Rows of a decode batch.
-        dtype: Of the weights.
+        dtype: Of the weights; None: float32 on the CPU, bfloat16 on a GPU.
         device: Where the model goes.
         batch_size: The harness's; where it is a number it stands for ``max_rows``.
         max_batch_size: The harness's; not used.
@@ -72,7 +72,7 @@ class FastpowerLM(LM):  # type: ignore[misc]
         max_new_tokens: int = 256,
         seed: int = 0,
         max_rows: int | None = None,
-        dtype: str = "float32",
+        dtype: str | None = None,
         device: str | None = None,
         batch_size: int | str | None = None,
         max_batch_size: int | None = None,
@@ -230,13 +230,11 @@ class FastpowerLM(LM):  # type: ignore[misc]
         return results
 
 
-def _device(name: str | None) -> str | None:
-    """The harness asks for ``cuda`` unless told otherwise, GPU or not."""
+def _device(name: str | None) -> str:
+    """The harness asks for ``cuda`` unless told otherwise, GPU or not: then any that is there is meant."""
     import torch
 
-    if name is None or name == "cpu" or (name.startswith("cuda") and not torch.cuda.is_available()):
-        return None
-    return name
+    return "auto" if name is None or (name.startswith("cuda") and not torch.cuda.is_available()) else name
 
 
 #: what tasks and other models of the harness call the horizon, the first one given counts

@@ -38,8 +38,9 @@ def chosen_device(device: str | torch.device | None) -> torch.device | None:
         return asked
     count = torch.cuda.device_count()
     if not torch.cuda.is_available() or count == 0:
+        built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
         raise ValueError(
-            f'device={str(device)!r}: torch {torch.__version__} sees no CUDA device here: take device="cpu", or '
+            f'device={str(device)!r}: torch, {built}, sees no CUDA device here: take device="cpu", or '
             "install a torch that is built for CUDA beside a driver"
         )
     if (asked.index or 0) >= count:

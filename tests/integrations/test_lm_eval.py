@@ -115,7 +115,7 @@ def test_the_harness_default_device_is_the_cpu_where_there_is_no_gpu(monkeypatch
     monkeypatch.setattr("fastpower.integrations.lm_eval.load", lambda *a, **k: asked.append(k["device"]) or toy_model())
     FastpowerLM("some/model", device="cuda")
     FastpowerLM("some/model", device="cuda:0")
-    assert asked == [None, None]
+    assert asked == ["auto", "auto"]
 
 
 def _with_tokenizer(first: bool, last: bool = False) -> LanguageModel:

@@ -9,6 +9,7 @@ bucket is first used or by ``warm``; on the CPU a replay is a call, and all else
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from fastpower.decoders.base import Draws, TokenDraws
 from fastpower.decoders.cache import PagedCache, Plan
 from fastpower.decoders.transfer import fill, join, places, split, views
 from fastpower.decoders.transformers.device_forward import DeviceForward, Tokens
+from fastpower.errors import CacheFull
 
 Ints = NDArray[np.int64]
 
@@ -99,6 +101,7 @@ class StaticStep:
         self._forward, self._cache, self._backend = forward, cache, backend
         self._columns = -(-max_length // cache.page_size)
         self._graphs: dict[tuple[int, int, int], _Graph] = {}
+        self._refused: set[tuple[int, int, int]] = set()  # buckets for which the device has no room
         self._last = torch.zeros(0, dtype=torch.int64, device=forward.device)
         self._latest: Any = None
         self.replays = 0
@@ -113,7 +116,7 @@ class StaticStep:
         """Capture the buckets up to so many rows, for the shortest page table.
 
         Raises:
-            torch.OutOfMemoryError: They do not fit.
+            CacheFull: They do not fit.
         """
         for bucket in (size for size in ROWS if size <= bucket_of(rows)):
             self._graph((bucket, min(FEWEST_COLUMNS, self._columns), exponents))
@@ -128,7 +131,7 @@ class StaticStep:
             before: The step before this one.
 
         Raises:
-            CacheFull: No room; nothing has changed.
+            CacheFull: No room, in the cache or for a graph of so many rows; nothing has changed.
             UnknownSequence: A handle that is not live; nothing has changed.
         """
         rows = len(sequences)
@@ -174,13 +177,25 @@ class StaticStep:
 
     def _graph(self, size: tuple[int, int, int]) -> _Graph:
         graph = self._graphs.get(size)
-        if graph is None:
-            if self._last.numel() < size[0]:
-                self._grow(size[0])
+        if graph is not None:
+            return graph
+        if size in self._refused:
+            raise CacheFull(f"no room on {self._forward.device} for a graph of {size[0]} rows")
+        if self._last.numel() < size[0]:
+            self._grow(size[0])
+        try:
             graph = _Graph(size, self._forward.device)
             with torch.inference_mode():
                 self._capture(graph, size[0])
-            self._graphs[size] = graph
+        except torch.OutOfMemoryError:
+            self._refused.add(size)
+            warnings.warn(
+                f"no room on {self._forward.device} for a graph of {size[0]} rows: steps of that size run eagerly, one "
+                "kernel after the other. A smaller cache_tokens leaves room, graphs=False asks for none",
+                stacklevel=2,
+            )
+            raise CacheFull(f"no room on {self._forward.device} for a graph of {size[0]} rows") from None
+        self._graphs[size] = graph
         return graph
 
     def _grow(self, rows: int) -> None:

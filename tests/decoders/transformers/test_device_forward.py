@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import fastpower
 from fastpower.chains.job import Job
 from fastpower.decoders.base import Draws, Work
 from fastpower.decoders.transformers import TransformersDecoder
-from fastpower.decoders.transformers.static_step import bucket_of
+from fastpower.decoders.transformers.static_step import StaticStep, bucket_of
 from fastpower.errors import UnsupportedModel
 from fastpower.samplers import MetropolisHastings, PowerSMC
 from fastpower.scheduler import Scheduler
@@ -102,6 +103,38 @@ def test_records_under_the_scheduler_are_those_of_plain_steps(name, cache_tokens
         found.append(records(decoder, samplers[name], range(6), max_rows=8))
         assert decoder.stats()["sequences"] == 0
         decoder.cache.check()
+    assert found[0] == found[1]
+
+
+def test_sizes_for_which_the_device_has_no_room_run_eagerly_and_one_line_says_so(monkeypatch):
+    model, capture, tried = tiny_model("llama"), StaticStep._capture, []
+
+    def crowded(self, graph, rows):
+        tried.append(rows)
+        if rows >= 4:
+            raise torch.OutOfMemoryError("out of memory")
+        capture(self, graph, rows)
+
+    sampler = MetropolisHastings(PowerTarget(3.0, 12), block=6, moves=2)
+    plain = records(TransformersDecoder(model, cache_tokens=4096, graphs=True, verify=False), sampler, range(6))
+    monkeypatch.setattr(StaticStep, "_capture", crowded)
+    decoder = TransformersDecoder(model, cache_tokens=4096, graphs=True, verify=False)
+    with pytest.warns(UserWarning, match="no room on cpu for a graph of 8 rows: steps of that size run eagerly"):
+        assert records(decoder, sampler, range(6)) == plain
+    assert tried.count(8) == 1 and decoder.stats()["sequences"] == 0
+    decoder.cache.check()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mh", "ec_mh", "egps", "mtm", "smc", "csmc", "tempering", "sps"])
+def test_records_of_the_packaged_model_are_those_of_plain_steps(smollm2, name):
+    model, found = smollm2[0], []
+    sampler = fastpower.make_sampler(name, alpha=4.0, max_new_tokens=12)
+    for graphs in (True, "plain"):
+        decoder = TransformersDecoder(model, cache_tokens=4096, graphs=True, verify=False)
+        if graphs == "plain":
+            decoder._ahead = None
+        found.append(records(decoder, sampler, range(5), max_rows=8))
     assert found[0] == found[1]
 
 
