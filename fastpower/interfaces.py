@@ -91,6 +91,12 @@ INTERFACES = (
     ),
     Interface(
         "transformers",
+        "tokenizer → all_special_tokens",
+        "stop strings that are special tokens",
+        "they end no answer",
+    ),
+    Interface(
+        "transformers",
         "StopStringCriteria → stop_strings",
         "stop strings of a call, for custom_generate",
         _ERROR,

@@ -179,3 +179,18 @@ def test_custom_generate(spelled: tuple[Any, Any]) -> None:
         assert tokens[0, 4:].tolist() == expected.token_ids != free.token_ids
     with pytest.raises(ValueError, match="loaded without a tokenizer"):
         model.generate(prompt, **{**options, "language_model": fastpower.load(model)}, stop=stop)
+
+
+def test_a_special_token_among_the_strings_ends_an_answer(spelled: tuple[Any, Any]) -> None:
+    model, tokenizer = spelled
+    [free] = generate(fastpower.load(model, tokenizer), [[7, 8]], "plain", max_new_tokens=12, seed=3, fixed_length=True)
+    token = free.token_ids[5]
+    named = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()),
+        additional_special_tokens=[tokenizer.convert_ids_to_tokens(token)],
+    )
+    stop = named.convert_ids_to_tokens(token)
+    ready = fastpower.load(model, named)
+    [found] = generate(ready, [[7, 8]], "plain", max_new_tokens=12, seed=3, stop=stop)
+    assert found.ended and found.token_ids == free.token_ids[: free.token_ids.index(token) + 1]
+    assert stop not in found.text

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from fastpower.chains.chain import Chain, Ticket
 from fastpower.chains.requests import Request
-from fastpower.chains.stopping import Stopping
+from fastpower.chains.stopping import Stopping, special_tokens
 from fastpower.decoders.base import Decoder
 from fastpower.scheduler.running import Running
 
@@ -36,7 +36,8 @@ class SchedulerPort:
 
     def stopping(self, strings: tuple[str, ...]) -> Stopping | None:
         if strings and strings not in self._stopping:
-            self._stopping[strings] = Stopping(strings, self.decoder.decode)
+            special = special_tokens(getattr(self.decoder, "tokenizer", None), strings)
+            self._stopping[strings] = Stopping(strings, self.decoder.decode, special)
         return self._stopping.get(strings)
 
     def submit(self, chain: Chain, request: Request) -> Ticket:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ from fastpower.potentials import (
     UnitTests,
 )
 from fastpower.samplers import METHODS
+from fastpower.samplers.islands import combine, split
 from tests.evaluate.toys import toy_model
 
 OUT = -math.inf
@@ -226,3 +228,19 @@ def test_text_is_what_a_result_shows():
     sampler = make_sampler("mh", alpha=2.0, max_new_tokens=8, moves=2, potential=OfText(look), stop=["4", "3 1"])
     results = generate(toy_model(), ["1 2"], sampler, seed=3, chains=4)
     assert {r.text for r in results} <= set(seen) and not any("4" in text for text in seen)
+
+
+@pytest.mark.parametrize("potential", [LengthWindow(2, 5), lambda tokens: -math.inf, Closed()])
+def test_islands_apart_choose_as_the_sampler_does(potential):
+    settings = {"alpha": 3.0, "max_new_tokens": 6, "particles": 2, "block": 2, "ramp": 0, "islands": 3}
+    sampler = make_sampler("smc", potential=potential, **settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for seed in range(4):
+            [whole] = generate(toy_model(), ["1 2"], sampler, seed=seed)
+            parts = [generate(toy_model(), ["1 2"], part, seed=seed)[0].to_dict() for part in split(sampler)]
+            joined = combine(parts)
+            for name in ("token_ids", "text", "logp", "exact"):
+                assert joined[name] == getattr(whole, name)
+            for name in ("log_z", "island", "island_log_z", "in_support"):
+                assert joined["diagnostics"][name] == whole.diagnostics[name]
