@@ -47,9 +47,8 @@ struct Simd {
   }
   static void to_pair_order(bfloat16, F* a, F* b) {
     const F x = _mm256_permute2f128_ps(*a, *b, 0x20), y = _mm256_permute2f128_ps(*a, *b, 0x31);
-    const F even = _mm256_shuffle_ps(x, y, 0x88), odd = _mm256_shuffle_ps(x, y, 0xdd);
-    *a = _mm256_permutevar8x32_ps(even, _mm256_set_epi32(7, 6, 3, 2, 5, 4, 1, 0));
-    *b = _mm256_permutevar8x32_ps(odd, _mm256_set_epi32(7, 6, 3, 2, 5, 4, 1, 0));
+    *a = _mm256_shuffle_ps(x, y, 0x88);  // the halves hold 0–3 and 8–11, 4–7 and 12–15: in order already
+    *b = _mm256_shuffle_ps(x, y, 0xdd);
   }
   static void from_pair_order(bfloat16, F* a, F* b) {
     const F x = _mm256_unpacklo_ps(*a, *b), y = _mm256_unpackhi_ps(*a, *b);
