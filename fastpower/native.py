@@ -1,12 +1,13 @@
 """Where the C interface of the kernels lies: header and shared libraries, for engines that link them.
 
-    cc example.c $(python -m fastpower env --flags) -o example
+    cc example.c $(python -m fastpower.native) -o example        # or: python -m fastpower.native cuda
 
 Nothing here imports torch, or loads anything.
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -43,3 +44,10 @@ def flags(device: str = "cpu") -> list[str]:
     """What a C or C++ compiler needs to find header and library, at run time, too. Raises like ``library``."""
     path = library(device)
     return [f"-I{include_dir()}", f"-L{path.parent}", f"-Wl,-rpath,{path.parent}", f"-lfastpower_{device}"]
+
+
+if __name__ == "__main__":
+    try:
+        print(*flags(*sys.argv[1:2]))
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(f"error: {error}") from None

@@ -1,6 +1,6 @@
 /* Draws from rows of logits and the attention of one token over pages, by fastpower's CPU kernels, in plain C:
  *
- *     cc sample.c $(python -m fastpower env --flags) -o sample && ./sample
+ *     cc sample.c $(python -m fastpower.native) -o sample && ./sample
  *
  * Prints a line a draw: token, log p(token), logz for alpha = 4 and entropy of its row, as exact hexadecimal
  * numbers; then a line with the sum of the attention's output. The tests hold them against fastpower.kernels. */

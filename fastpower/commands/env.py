@@ -18,24 +18,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="PATH_OR_NAME",
         help="also load this model and show the bytes that a step reads, the floor they imply and what is reached",
     )
-    parser.add_argument(
-        "--flags",
-        nargs="?",
-        const="cpu",
-        choices=("cpu", "cuda"),
-        metavar="cpu|cuda",
-        help="print what a C compiler needs to build against the kernels (fastpower.h), and nothing else",
-    )
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.flags:
-        from fastpower.native import flags
-
-        print(*flags(args.flags))
-        return 0
     facts = environment()
     if args.model:
         facts["decode step"] = decode_step(args.model)

@@ -2,7 +2,7 @@
  *
  * libfastpower_cpu.so, installed beside this header's folder, has the functions fastpower_cpu_*;
  * libfastpower_cuda.so, built with FASTPOWER_CUDA=1, has the others. Both need neither Python nor torch.
- * `python -m fastpower env --flags` prints what a compiler needs to find them.
+ * `python -m fastpower.native` prints what a compiler needs to find them.
  *
  * Every function has the contract of its namesake in fastpower.kernels: natural logarithms, entropy in nats,
  * sums of at least float32, and a row's bits depend on that row alone. Pointers may be null where there is

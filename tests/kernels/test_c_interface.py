@@ -96,6 +96,17 @@ def test_the_cuda_library_is_what_the_header_says():
     )  # a definition that differs from its declaration does not compile
 
 
+def test_flags_are_printed_and_a_library_that_is_not_there_is_named(tmp_path):
+    def run(*arguments):
+        program = [sys.executable, "-m", "fastpower.native", *arguments]
+        return subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+    assert run().stdout.split() == native.flags() and run("cpu").returncode == 0
+    assert "device must be 'cpu' or 'cuda', got 'tpu'" in run("tpu").stderr
+    if not (native.include_dir().parent / "libfastpower_cuda.so").exists():
+        assert "FASTPOWER_CUDA=1" in run("cuda").stderr and run("cuda").returncode == 1
+
+
 def test_the_version_is_the_headers(library):
     version = int(re.search(r"FASTPOWER_ABI_VERSION (\d+)", HEADER.read_text())[1])
     assert library.fastpower_cpu_abi_version() == version
