@@ -58,7 +58,7 @@ class Delivery:
                 lane.tokens.append(token)
                 survivors.append(lane)
             else:
-                self._split(lane, {}, survivors, [(lane.members[0], token)])
+                self._go_on(lane, {}, survivors, [(lane.members[0], token)])
         return survivors
 
     def close(self, lane: Lane) -> None:
@@ -86,12 +86,7 @@ class Delivery:
             self.fail(lane, _bad_row(status, len(lane.tokens)))
             return
         groups, done = lane.advance(out, batch.bases[row], batch.firsts[row], self._decoder.eos_ids)
-        if done or len(groups) > 1:
-            self._split(lane, groups, survivors, done)
-            return
-        [token] = groups
-        lane.tokens.append(token)
-        survivors.append(lane)
+        self._go_on(lane, groups, survivors, done)
 
     def _verify(self, lane: Lane, row: int, batch: Batch, out: TokenDraws, survivors: list[Lane]) -> None:
         """Take what the members drew behind the last token and its guesses, in order, as far as all drew the guess."""
@@ -115,16 +110,16 @@ class Delivery:
         self._guesses.matched(lane, len(guess), kept, kept < len(guess) and bool(groups))
         if kept < len(guess):
             self._decoder.truncate(lane.sequence, lane.fed)
-        if done or len(groups) > 1:
-            self._split(lane, groups, survivors, done)
-            return
-        [token] = groups
-        lane.tokens.append(token)
-        survivors.append(lane)
+        self._go_on(lane, groups, survivors, done)
 
-    def _split(
+    def _go_on(
         self, lane: Lane, groups: dict[int, list[Member]], survivors: list[Lane], done: list[tuple[Member, int]]
     ) -> None:
+        """Finish those that are done, and go on with the others, split by token."""
+        if not done and len(groups) == 1:
+            lane.tokens.extend(groups)
+            survivors.append(lane)
+            return
         assert lane.sequence is not None
         branches: dict[int, Branch] = {}
         for member, token in done:  # equal tokens share one branch, so that their next rollouts share a lane

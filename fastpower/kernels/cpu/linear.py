@@ -24,33 +24,16 @@ def linear(x: torch.Tensor, packed: PackedLinear, out_dtype: torch.dtype) -> tor
     if x.stride(1) != 1 and x.shape[1] > 1:
         x = x.contiguous()
     y = torch.empty(x.shape[0], packed.out_features, dtype=out_dtype, device="cpu")
-    if packed.format is not None:
-        _C.quantised_linear(
-            FORMATS[packed.format].type,
-            packed.in_features,
-            packed.out_features,
-            address(packed.panels, torch.uint8),
-            0 if packed.bias is None else address(packed.bias, torch.float32),
-            address(x, torch.float32, torch.bfloat16),
-            x.dtype == torch.bfloat16,
-            x.shape[0],
-            x.stride(0),
-            address(y, out_dtype),
-            y.stride(0),
-            out_dtype == torch.bfloat16,
-        )
-        return y
-    _C.linear(
-        packed.dtype == torch.bfloat16,
+    weights = (
         packed.in_features,
         packed.out_features,
         address(packed.panels, torch.uint8),
         0 if packed.bias is None else address(packed.bias, torch.float32),
-        address(x, packed.dtype),
-        x.shape[0],
-        x.stride(0),
-        address(y, out_dtype),
-        y.stride(0),
-        out_dtype == torch.bfloat16,
     )
+    result = (x.shape[0], x.stride(0), address(y, out_dtype), y.stride(0), out_dtype == torch.bfloat16)
+    if packed.format is None:
+        _C.linear(packed.dtype == torch.bfloat16, *weights, address(x, packed.dtype), *result)
+    else:
+        kind, rows = FORMATS[packed.format].type, address(x, torch.float32, torch.bfloat16)
+        _C.quantised_linear(kind, *weights, rows, x.dtype == torch.bfloat16, *result)
     return y
