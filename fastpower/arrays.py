@@ -225,7 +225,19 @@ class _Call:
     def take(
         self, name: str, array: Any, dtypes: Sequence[str], shape: int | tuple[int, ...], *, dense: bool = False
     ) -> _View:
-        """``shape``: of its dimensions, or their number."""
+        """An argument as C++ sees it.
+
+        Args:
+            name: Of the argument, for messages.
+            array: What was given.
+            dtypes: Those it may have.
+            shape: Sizes of its dimensions, or their number.
+            dense: It must be contiguous.
+
+        Raises:
+            TypeError: Another dtype.
+            ValueError: Another shape, other strides, or no memory.
+        """
         view = self._view(name, array)
         if view.dtype not in dtypes:
             raise TypeError(f"{self.op}: {name} must be {' or '.join(dtypes)}, got {view.dtype}")
