@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from fastpower.chains import Job
 from fastpower.decoders.toy import ToyDecoder, random_logits
 from fastpower.samplers import EntropyGuided, MultipleTry, window
 from fastpower.samplers.cuts import (
@@ -22,6 +23,7 @@ from fastpower.samplers.cuts import (
 )
 from fastpower.samplers.move import one_try
 from fastpower.samplers.window import WindowKernel
+from fastpower.scheduler import Scheduler
 from fastpower.target import PowerTarget
 
 from .enumeration import Enumeration, finite_law, g_test, toy_models, transition_matrix
@@ -290,6 +292,17 @@ def test_pieces_of_tails_and_batch_sizes_change_no_bit(slowly, monkeypatch, name
     monkeypatch.setattr(window, "_FIRST_PIECE", first)
     monkeypatch.setattr(window, "_GROWTH", growth)
     assert _bits(SAMPLERS[name], max_rows=rows, **options) == slowly[name]
+
+
+@pytest.mark.parametrize("tries", [1, 4])
+def test_tails_behind_all_windows_are_scored_in_one_forward(tries):
+    decoder = models()["no_eos"]
+    sampler = MultipleTry(PowerTarget(1.5, 12), 12, 15, tries=tries, window=2, window_share=0.9, prefetch=1)
+    sampler = dataclasses.replace(sampler, early_rejection=False)
+    scheduler = Scheduler(decoder)
+    [finished] = scheduler.run([Job(sampler, (0,), 3)])
+    windows = sum("window" in event for event in finished.outcome.trace)
+    assert 5 < scheduler.totals.scorings <= windows
 
 
 def test_a_window_that_breaks_what_follows_is_dropped_after_a_few_tokens(monkeypatch):
