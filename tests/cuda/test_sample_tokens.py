@@ -4,7 +4,7 @@ import pytest
 import torch
 from fastpower.kernels.reference import sample_tokens as reference
 
-from fastpower.kernels.cuda.sample_tokens import sample_tokens
+from fastpower.kernels.cuda.sample_tokens import sample_tokens, workspace
 from fastpower.kernels.cuda.score_tokens import score_tokens
 from tests.kernels.sampling_inputs import KINDS, make_case, make_logits
 
@@ -176,3 +176,16 @@ def test_score_of_a_masked_token_is_minus_infinity_and_of_none_nan():
     assert logp[0] == -torch.inf
     assert logp[1].isnan() and entropy[1].isfinite()
     assert logp[2].isnan() and status.tolist() == [0, 0, MASKED]
+
+
+def test_outputs_and_scratch_of_the_caller_have_the_same_bits():
+    case = make_case("normal", rows=3, vocab=9001, draws=4)
+    expected = sample_tokens(*case)
+    size = workspace(case.logits, case.exponents)
+    out = tuple(torch.full_like(x, -7) for x in expected)
+    small, room = (torch.empty(n, dtype=torch.uint8) for n in (size - 1, size))
+    with pytest.raises(ValueError, match=rf"workspace has {size - 1} bytes, this call needs {size}"):
+        sample_tokens(*case, out=out, workspace=small)
+    assert all((x == -7).all() for x in out)
+    results = sample_tokens(*case, out=out, workspace=room)
+    assert all(a is b and torch.equal(a, c) for a, b, c in zip(results, out, expected, strict=True))

@@ -213,7 +213,7 @@ def test_without_the_library_the_remedy_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(module.importlib, "import_module", missing)
     module.library.cache_clear()
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    with pytest.raises(BackendUnavailable, match=r"fastpower\[llama-cpp\]"):
+    with pytest.raises(BackendUnavailable, match=r"'\.\[llama-cpp\]'"):
         load(f"llama.cpp:{tmp_path / 'model.gguf'}")
     module.library.cache_clear()
     assert library is module

@@ -35,7 +35,8 @@ def library() -> Any:
         api: Any = importlib.import_module("llama_cpp.llama_cpp")
     except (ImportError, OSError, RuntimeError) as error:  # the package raises what its loader says
         raise BackendUnavailable(
-            f"llama.cpp cannot be used ({error}); `pip install 'fastpower[llama-cpp]'` builds it in some ten minutes"
+            f"llama.cpp cannot be used ({error}); `pip install '.[llama-cpp]'` in fastpower's checkout builds it in "
+            "some ten minutes"
         ) from error
     for entry in INTERFACES:
         if entry.library == "llama_cpp":

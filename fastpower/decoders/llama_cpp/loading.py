@@ -27,7 +27,7 @@ def open_llama_cpp(name: str, tokenizer: Any = None, **options: Any) -> LlamaCpp
     """
     known = {"cache_tokens", "threads", "gpu_layers"}
     if unknown := options.keys() - known:
-        raise TypeError(f"{PREFIX} takes {', '.join(sorted(known))} as decoder_options, got {sorted(unknown)}")
+        raise TypeError(f"llama.cpp takes {', '.join(sorted(known))} as decoder_options, got {sorted(unknown)}")
     path = Path(name.removeprefix(PREFIX)).expanduser()
     decoder = LlamaCppDecoder(path, tokenizer, **options)
     if tokenizer is None:
@@ -56,8 +56,8 @@ def refuse(weights: Any, dtype: Any, device: Any, kwargs: Mapping[str, Any]) -> 
     ):
         if value not in neutral:
             raise ValueError(
-                f"{name}={value!r} cannot be applied to {PREFIX}: the file decides about its weights, and "
+                f"{name}={value!r} cannot be applied to llama.cpp: the file decides about its weights, and "
                 "decoder_options={'gpu_layers': …} where they are"
             )
     if kwargs:
-        raise ValueError(f"{sorted(kwargs)} are for transformers; {PREFIX} has decoder_options")
+        raise ValueError(f"{sorted(kwargs)} are for transformers; llama.cpp has decoder_options")
