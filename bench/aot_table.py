@@ -213,6 +213,26 @@ def resample_specs(k):
     )
 
 
+def pool_specs(k):
+    kernels = k["pool_rows"]
+    rows = dict(starts_ptr="*i64", partial_ptr="*fp32", blocks="i32", B="i32", pool_ptr="*fp32")
+    for dtype, pointer in DTYPES.items():
+        yield Spec(
+            f"pool_rows.pool[{dtype}]",
+            kernels.pool_kernel,
+            dict(rows, logits_ptr=pointer, stride_row="i32", V="i32", pooled_ptr="*fp32"),
+            dict(PART=2048, BLOCKS=64),
+            dict(num_warps=8),
+        )
+    yield Spec(
+        "pool_rows.mass",
+        kernels.mass_kernel,
+        dict(rows, parts="i32", log_mass_ptr="*fp32", status_ptr="*i32"),
+        dict(BLOCKS=64, PARTS=128, NAN=1, MASKED=2),
+        dict(num_warps=1),
+    )
+
+
 def forward_specs(k):
     for dtype, pointer in DTYPES.items():
         yield Spec(
@@ -245,7 +265,7 @@ def forward_specs(k):
 def specs():
     k = load_kernels()
     return [
-        *(*sample_specs(k), *cache_specs(k), *book_specs(k), *resample_specs(k), *attention_specs(k)),
+        *(*sample_specs(k), *cache_specs(k), *book_specs(k), *resample_specs(k), *pool_specs(k), *attention_specs(k)),
         *forward_specs(k),
     ]
 

@@ -9,6 +9,7 @@
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
 #include "cpu/resample.h"
+#include "cpu/sampling/pool_rows.h"
 #include "cpu/sampling/sample_tokens.h"
 #include "cpu/sizes.h"
 
@@ -122,6 +123,16 @@ void bind_sampling(py::module_& m) {
                      pointer<int32_t>(status));
       },
       "Addresses of arrays as in fastpower.kernels.score_tokens.");
+  m.def(
+      "pool_rows",
+      [](uintptr_t logits, int dtype, int64_t rows, int64_t vocab, int64_t stride, uintptr_t starts,
+         int64_t groups, uintptr_t pooled, uintptr_t log_mass, uintptr_t status) {
+        const Logits z{pointer<const void>(logits), static_cast<Dtype>(dtype), rows, vocab, stride};
+        const py::gil_scoped_release release;
+        pool_rows(z, pointer<const int64_t>(starts), groups, pointer<float>(pooled), pointer<float>(log_mass),
+                  pointer<int32_t>(status));
+      },
+      "Addresses of arrays as in fastpower.kernels.pool_rows.");
   m.def(
       "resample",
       [](uintptr_t log_weights, uintptr_t uniforms, int64_t sets, int64_t count, int scheme, uintptr_t index,

@@ -21,6 +21,7 @@ from fastpower.kernels.linear import linear, pack_linear  # noqa: E402
 from fastpower.kernels.outputs import paged_attention_workspace, sample_tokens_workspace  # noqa: E402
 from fastpower.kernels.packed_linear import PackedLinear  # noqa: E402
 from fastpower.kernels.paging import append_kv, copy_pages, paged_attention  # noqa: E402
+from fastpower.kernels.pooling import PooledRows, PooledSamples, pool_rows, sample_pooled  # noqa: E402
 from fastpower.kernels.quantised import QuantisedBlocks, quantise  # noqa: E402
 from fastpower.kernels.resampling import Ancestors, resample  # noqa: E402
 from fastpower.kernels.sampling import TokenSamples, TokenScores, sample_tokens, score_tokens  # noqa: E402
@@ -29,6 +30,8 @@ __all__ = [
     "BACKENDS",
     "Ancestors",
     "PackedLinear",
+    "PooledRows",
+    "PooledSamples",
     "QuantisedBlocks",
     "Status",
     "TokenSamples",
@@ -40,8 +43,10 @@ __all__ = [
     "pack_linear",
     "paged_attention",
     "paged_attention_workspace",
+    "pool_rows",
     "quantise",
     "resample",
+    "sample_pooled",
     "sample_tokens",
     "sample_tokens_workspace",
     "score_tokens",

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastpower.kernels.arguments import FLOATS
 from fastpower.kernels.caches import check_pages, check_written
@@ -27,6 +28,14 @@ POSITIVE = Values("finite and > 0", lambda x, _: (x > 0) & x.isfinite())
 
 def _below(size: str, low: int = 0) -> Values:
     return Values(f"in [{low}, {{{size}}})", lambda x, sizes: (x >= low) & (x < sizes[size]))
+
+
+def _starts_rise(starts: Tensor, sizes: Sizes) -> Tensor:
+    good = torch.ones_like(starts, dtype=torch.bool)
+    good[1:] = starts[1:] > starts[:-1]
+    good[0] &= starts[0] == 0
+    good[-1] &= starts[-1] == sizes["B"]
+    return good
 
 
 def _logits_have_dense_rows(op: str, arguments: Mapping[str, Any], sizes: Sizes) -> None:
@@ -161,6 +170,21 @@ SCORE_TOKENS = Contract(
     (_logits_have_dense_rows,),
 )
 
+POOL_ROWS = Contract(
+    "pool_rows",
+    (
+        Argument("logits", FLOATS, "B V"),
+        Argument(
+            "starts",
+            _I64,
+            "G+1",
+            values=Values("risen from 0 to {B}, every group with a row at least", _starts_rise),
+        ),
+    ),
+    (Output(torch.float32, "G V"), Output(torch.float32, "G"), Output(torch.int32, "G")),
+    (_logits_have_dense_rows,),
+)
+
 APPEND_KV = Contract(
     "append_kv",
     (
@@ -230,7 +254,7 @@ LINEAR = Contract(
 CONTRACTS = {
     contract.op: contract
     for contract in (
-        *(SAMPLE_TOKENS, SAMPLE_TOKENS_OUT, SCORE_TOKENS, APPEND_KV, COPY_PAGES),
+        *(SAMPLE_TOKENS, SAMPLE_TOKENS_OUT, SCORE_TOKENS, POOL_ROWS, APPEND_KV, COPY_PAGES),
         *(PAGED_ATTENTION, PAGED_ATTENTION_OUT, RESAMPLE, LINEAR),
     )
 }

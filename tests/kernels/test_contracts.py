@@ -29,6 +29,8 @@ def good(op):
             ]
         case "score_tokens":
             return [sampling.logits, torch.tensor([0, 49, 7]), sampling.exponents]
+        case "pool_rows":
+            return [sampling.logits, torch.tensor([0, 1, 3])]
         case "append_kv":
             return [torch.randn(5, 3, 8), torch.randn(5, 3, 8), *torch.zeros(2, 4, 16, 3, 8), torch.arange(5)]
         case "copy_pages":
@@ -59,7 +61,14 @@ def direct(op, argument):
 
 
 #: whose first size no other argument has
-ALONE = {("sample_tokens", "exponents"), ("score_tokens", "exponents"), ("linear", "x"), ("linear", "panels")}
+ALONE = {
+    ("pool_rows", "logits"),
+    ("pool_rows", "starts"),
+    ("sample_tokens", "exponents"),
+    ("score_tokens", "exponents"),
+    ("linear", "x"),
+    ("linear", "panels"),
+}
 ALONE |= {("paged_attention", "query"), ("sample_tokens_out", "exponents"), ("paged_attention_out", "query")}
 ALONE |= {("sample_tokens_out", "workspace"), ("paged_attention_out", "workspace")}
 

@@ -34,6 +34,7 @@ def main():
         k["sample_tokens"].sample_tokens(*case)
         k["sample_tokens"].sample_tokens(*case._replace(exclude=torch.zeros(rows, dtype=torch.int64)))
         k["score_tokens"].score_tokens(case.logits, torch.zeros(rows, dtype=torch.int64), case.exponents)
+        k["pool_rows"].pool_rows(case.logits, torch.tensor([0, rows]))
     attend = k["paged_attention"].paged_attention
     one, many = make_paged([1], kv_heads=1, q_heads=1), make_paged([300, 530], [1, 2], shared_tokens=272)
     shared = torch.tensor([0, 2], dtype=torch.int32), torch.tensor([17], dtype=torch.int32)

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reas
 
 # A kernel of every file, and of attention every variant, each on one target.
 QUICK = (
-    r"statistics\[bf16,E=1\]|merge|draw\[fp32|score\[bf16|append\[bf16|copy_pages|page_books|resample"
+    r"statistics\[bf16,E=1\]|merge|draw\[fp32|score\[bf16|append\[bf16|copy_pages|page_books|resample|pool\[bf16|mass"
     r"|attend\[bf16,D=128,|attention_tiles|_norm|rotary|gated|fold\[fp32,D=80|attend\[fp32,D=96,plain"
 )
 
@@ -64,7 +64,7 @@ print(len(names))
         [sys.executable, "-W", "ignore", "-c", program], cwd=ROOT, env=environment(), capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr
-    assert int(run.stdout) == 9
+    assert int(run.stdout) == 10
 
 
 def compile_ahead(tmp_path, *options):

@@ -70,6 +70,8 @@ struct BlockKernels {
   // of kChunk to sums. m is finite; no NaN; alpha (z - m) is at most 80, without AVX-512 at most 0. z may be
   // weight.
   void (*weigh)(const void* z, int n, float m, float alpha, float* weight, double* sums);
+  // sum_k (z_k[i] - m_k - l_k) of `count` rows z_k[0..n) to out[0..n), in order of k. -inf stays -inf.
+  void (*pool)(const void* const* z, const float* m, const float* l, int count, int n, float* out);
 };
 
 // The variant for the active ISA.

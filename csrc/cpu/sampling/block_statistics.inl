@@ -337,11 +337,38 @@ FASTPOWER_TARGET void weigh(const void* data, int n, float m, float alpha, float
   }
 }
 
+// A pair of vectors of every row at a time: its sums stay in registers, and out is written once.
+template <class T>
+FASTPOWER_TARGET void pool(const void* const* rows, const float* m, const float* l, int count, int n,
+                           float* out) {
+  int i = 0;
+  for (; i + 2 * kWidth <= n; i += 2 * kWidth) {
+    Vec a = set(0), b = a;
+    for (int k = 0; k < count; ++k) {
+      const T* z = static_cast<const T*>(rows[k]) + i;
+      const Vec top = set(m[k]), rest = set(l[k]);
+      a = add(a, sub(sub(load(z), top), rest));
+      b = add(b, sub(sub(load(z + kWidth), top), rest));
+    }
+    store(out + i, a);
+    store(out + i + kWidth, b);
+  }
+  for (; i < n; i += kWidth) {
+    const int left = n - i < kWidth ? n - i : kWidth;
+    Vec a = set(0);
+    for (int k = 0; k < count; ++k)
+      a = add(a, sub(sub(load_some(static_cast<const T*>(rows[k]) + i, left), set(m[k])), set(l[k])));
+    alignas(64) float last[kWidth];
+    store(last, a);
+    std::memcpy(out + i, last, left * sizeof(float));
+  }
+}
+
 inline const BlockKernels& kernels(Dtype dtype) {
   static const BlockKernels table[] = {
-      {statistics<float>, load_block<float>, largest<float>, weigh<float>},
-      {statistics<bfloat16>, load_block<bfloat16>, largest<bfloat16>, weigh<bfloat16>},
-      {statistics<float16>, load_block<float16>, largest<float16>, weigh<float16>},
+      {statistics<float>, load_block<float>, largest<float>, weigh<float>, pool<float>},
+      {statistics<bfloat16>, load_block<bfloat16>, largest<bfloat16>, weigh<bfloat16>, pool<bfloat16>},
+      {statistics<float16>, load_block<float16>, largest<float16>, weigh<float16>, pool<float16>},
   };
   return table[static_cast<int>(dtype)];
 }

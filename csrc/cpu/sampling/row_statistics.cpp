@@ -58,7 +58,7 @@ RowStatistics merge_row(const double* partials, int64_t blocks, int64_t stride, 
   }
   if (nan || m == -kInf) {
     for (int64_t e = 0; e < count; ++e) logz[e] = std::numeric_limits<float>::quiet_NaN();
-    return {nan ? Status::nan : Status::masked, kNaN, kNaN, kNaN};
+    return {nan ? Status::nan : Status::masked, kNaN, kNaN, kNaN, kNaN};
   }
   double s = 0, t = 0;
   for (int64_t b = 0; b < blocks; ++b) {
@@ -85,7 +85,7 @@ RowStatistics merge_row(const double* partials, int64_t blocks, int64_t stride, 
     // Rounding must not give a p^e that sums to more (e > 1) or less (e < 1) than p.
     logz[e] = static_cast<float>(power == 1 ? 0 : power > 1 ? std::min(value, 0.0) : std::max(value, 0.0));
   }
-  return {Status::ok, m, m + log_s, std::max(log_s - t / s, 0.0)};
+  return {Status::ok, m, log_s, m + log_s, std::max(log_s - t / s, 0.0)};
 }
 
 void check_positive(const char* op, const char* name, const float* values, int64_t n) {

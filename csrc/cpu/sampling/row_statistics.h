@@ -38,7 +38,7 @@ void block_partial(const Logits& logits, int64_t row, int64_t block, const float
 
 struct RowStatistics {
   Status status;
-  double m, lse, entropy;  // NaN unless status is ok
+  double m, log_s, lse, entropy;  // lse = m + log_s; NaN unless status is ok
 };
 
 // partials: `blocks` partials, `stride` apart; logz receives one value per exponent.
