@@ -83,6 +83,47 @@ def test_the_disk_is_bounded_in_all(level: str, way: str) -> None:
     assert not outcome.passed and re.match("OSError|PermissionError|FileNotFoundError", outcome.reason), outcome
 
 
+CHILDREN = """
+import mmap, os, time
+MEBI = 1 << 20
+for child in range({count}):
+    if os.fork() == 0:
+        {take}
+        time.sleep(30)
+        os._exit(0)
+time.sleep(30)
+"""
+HOARDS = {
+    "of their own": "kept = b'x' * (100 * MEBI)",
+    "in shared mappings": "kept = mmap.mmap(-1, 100 * MEBI); [kept.write(b'x' * MEBI) for _ in range(100)]",
+    "in steps": "kept = []\n        for i in range(25): kept.append(b'x' * (4 * MEBI)); time.sleep(0.002)",
+    "in grandchildren": "os.fork(); kept = b'x' * (50 * MEBI)",
+}
+
+
+@pytest.mark.parametrize("take", HOARDS)
+def test_memory_is_bounded_in_all(level: str, take: str) -> None:
+    program = CHILDREN.format(count=10, take=HOARDS[take])
+    outcome = run_python(program, memory=400 * MEBI, processes=40, level=level, timeout=20)
+    assert outcome.reason == "MemoryError: its processes held more than the bound together", outcome
+    assert outcome.seconds < 20
+
+
+def test_pages_that_children_share_count_once(level: str) -> None:
+    program = """
+import os
+kept = b"x" * (150 << 20)
+for i in range(6):
+    if os.fork() == 0:
+        import time
+        time.sleep(0.2)
+        os._exit(0)
+assert not any(os.wait()[1] for i in range(6))
+"""
+    outcome = run_python(program, memory=400 * MEBI, processes=40, level=level, timeout=20)
+    assert outcome.passed, outcome
+
+
 def test_a_program_may_write_what_it_is_given(level: str) -> None:
     program = f"import time\nfor i in range(6): open(str(i), 'wb').write(bytes({MEBI})); time.sleep(0.03)"
     assert run_python(program, disk=8 * MEBI, level=level).passed

@@ -14,7 +14,8 @@ Layers, in the order in which they are applied (level "namespaces" has all of th
 4. seccomp (``filter.py``): no sockets, namespaces, keys, memory or messages outside an address space, nothing that
    reaches into other processes or the kernel; with Landlock alone no change of modes, owners, times and attributes
 5. Landlock: reading system libraries and Python, writing the working folder, nothing else; no TCP, no signals out
-6. with Landlock alone, a watch over the working folder's size (``disk.py``)
+6. a watch over what all processes hold in memory (``memory.py``); with Landlock alone, one over the working folder's
+   size (``disk.py``)
 """
 
 from __future__ import annotations
@@ -32,12 +33,13 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING or __name__ != "__main__":
-    from fastpower.evaluate.sandbox import disk
+    from fastpower.evaluate.sandbox import disk, memory
     from fastpower.evaluate.sandbox import filter as system_calls
 else:  # a script, started without site-packages
     sys.path.append(os.path.dirname(__file__))
     import disk
     import filter as system_calls
+    import memory
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -314,6 +316,21 @@ def _watch_disk(order: dict[str, Any]) -> None:
     disk.watch(order["work"], order["disk"], order["uid"] if os.geteuid() == 0 else None, _descendants, exceeded)
 
 
+def _wait(child: int, order: dict[str, Any]) -> int:
+    """The program's status when it has ended; it is ended where all its processes take more memory than allowed.
+
+    No thread does that: none can be started by a process whose children live in another PID namespace.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+    user = order["uid"] if os.geteuid() == 0 else None
+    while not (ended := os.waitpid(child, os.WNOHANG))[0]:
+        if memory.held(_descendants(), order["memory"], user) > order["memory"]:
+            os.write(order["verdict"], b"m")
+            os.kill(os.getpid(), signal.SIGTERM)
+        signal.sigtimedwait({signal.SIGCHLD}, memory.PAUSE)
+    return ended[1]
+
+
 def main() -> None:
     order = json.load(sys.stdin)
     _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # a caller that is killed takes the program with it
@@ -343,7 +360,7 @@ def main() -> None:
     os.read(started, 1)
     if order["level"] == "landlock":
         _watch_disk(order)
-    status = os.waitpid(child, 0)[1]
+    status = _wait(child, order)
     _kill_descendants()
     os._exit(os.waitstatus_to_exitcode(status) % 256)
 

@@ -68,7 +68,7 @@ def run_python(
     Args:
         program: Its source.
         timeout: Seconds of wall clock.
-        memory: Bytes of address space per process.
+        memory: Bytes of address space per process, and of memory that all of them hold together.
         processes: How many it may have at once, threads included.
         disk: Bytes it may write.
         level: ``"namespaces"`` or ``"landlock"``; by default the better one that works here.
@@ -210,6 +210,13 @@ def _remove(work: str) -> None:
     os.rmdir(work)
 
 
+#: what the jail says when a program took more than its bound
+_EXCESSES = {
+    b"d": "OSError: it wrote more than its bound, or hid what it wrote",
+    b"m": "MemoryError: its processes held more than the bound together",
+}
+
+
 def _watch(process: subprocess.Popen[bytes], verdict: int, order: bytes, word: bytes, timeout: float) -> Outcome:
     assert process.stdin is not None and process.stdout is not None
     try:
@@ -244,10 +251,11 @@ def _watch(process: subprocess.Popen[bytes], verdict: int, order: bytes, word: b
                 break
     seconds = time.monotonic() - begin
     text = output.decode(errors="replace")
-    if said in (b"d", b"sd"):
-        return Outcome(False, "OSError: it wrote more than its bound, or hid what it wrote", text, seconds)
     if said == b"s" + word:
         return Outcome(True, "", text, seconds)
+    excess = _EXCESSES.get(said.removeprefix(b"s")[:1])  # the first of several
+    if excess is not None:
+        return Outcome(False, excess, text, seconds)
     if late:
         if not said:
             return _NotBuilt(False, "sandbox: it did not start in time", text, seconds)
