@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import re
 import struct
 from pathlib import Path
 
@@ -162,3 +164,43 @@ def test_paths_that_are_no_files_are_named(tmp_path):
         GGUFFile(tmp_path / "folder.gguf")
     with pytest.raises(ModelNotFound, match="no such file"):
         GGUFFile(tmp_path / "none.gguf")
+
+
+@pytest.mark.parametrize("left", [0.0, 0.3, 0.6, 0.999])
+def test_a_file_that_becomes_shorter_while_it_is_read_is_an_error_and_not_the_end(good, tmp_path, left):
+    """Touching a mapped page behind the new end would be SIGBUS."""
+    path = tmp_path / "shrinking.gguf"
+    path.write_bytes(good)
+    with GGUFFile(path) as file:
+        os.truncate(path, int(left * len(good)))
+        names = [name for name, entry in file.tensors.items() if entry.offset + entry.nbytes > left * len(good)]
+        assert names
+        for name in names:
+            with pytest.raises(InvalidModelFile, match=rf"shrinking.gguf.*{re.escape(name)}.*become shorter"):
+                file.data(name)
+
+
+def test_a_file_that_becomes_shorter_while_it_is_packed_is_an_error(good, tmp_path, monkeypatch):
+    path = tmp_path / "shrinking.gguf"
+    path.write_bytes(good)
+    data, calls = GGUFFile.data, []
+
+    def shrinking(self, name):
+        calls.append(name)
+        if len(calls) == 5:
+            os.truncate(path, 5000)
+        return data(self, name)
+
+    monkeypatch.setattr(GGUFFile, "data", shrinking)
+    refused(path, "become shorter")
+    assert len(calls) >= 5
+
+
+def test_a_file_that_is_replaced_while_it_is_read_stays_the_one_that_was_opened(good, tmp_path):
+    path, other = tmp_path / "m.gguf", tmp_path / "other"
+    path.write_bytes(good)
+    with GGUFFile(path) as file:
+        expected = {name: file.data(name).copy() for name in file.tensors}
+        other.write_bytes(bytes(len(good)))
+        other.replace(path)
+        assert all(np.array_equal(file.data(name), value) for name, value in expected.items())

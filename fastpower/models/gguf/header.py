@@ -25,6 +25,7 @@ from fastpower.errors import InvalidModelFile, ModelNotFound
 #: struct formats of metadata types; 8 is a string, 9 an array
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
+_PIECE = 256 << 20  #: bytes of one read
 _AGAIN = "it is truncated or still being written; download or copy it again"
 
 
@@ -39,7 +40,7 @@ class TensorEntry(NamedTuple):
 
 
 class GGUFFile:
-    """A mapped file, or several parts of one read into memory. A context manager; ``close`` unmaps it.
+    """An open file, or several parts of one read into memory. A context manager; ``close`` unmaps it.
 
     Raises:
         ModelNotFound: The gguf library is not installed.
@@ -57,7 +58,11 @@ class GGUFFile:
     def __init__(self, *paths: str | os.PathLike[str]) -> None:
         _require_library()
         self.path = Path(paths[0])
-        self._map = _mapped(self.path) if len(paths) == 1 else _joined([Path(path) for path in paths])
+        self._source: int | None = None  # of one file, what its tensors are read from
+        if len(paths) == 1:
+            self._map, self._source = _mapped(self.path)
+        else:
+            self._map = _joined([Path(path) for path in paths])
         try:
             reader = _Reader(self._map, self.path)
             #: keys and values; arrays are lists
@@ -74,10 +79,36 @@ class GGUFFile:
         return len(self._map)
 
     def data(self, name: str) -> NDArray[np.uint8]:
-        """The bytes of a tensor in the mapped file, (rows, bytes of a row) for a matrix; valid until ``close``."""
+        """The bytes of a tensor, (rows, bytes of a row) for a matrix.
+
+        They are read, not mapped: a file that somebody shortens meanwhile is an error then, where touching a page
+        behind its new end would be the end of the process.
+
+        Raises:
+            InvalidModelFile: The file has become shorter, or cannot be read.
+        """
         entry = self._entry(name)
-        flat = np.frombuffer(self._map, np.uint8, entry.nbytes, entry.offset)
+        if self._source is None:
+            flat = np.frombuffer(self._map, np.uint8, entry.nbytes, entry.offset)
+        else:
+            flat = np.empty(entry.nbytes, np.uint8)
+            self._read(flat.data, entry.offset, name)
         return flat.reshape(entry.shape[0], -1) if len(entry.shape) == 2 else flat
+
+    def _read(self, target: memoryview, offset: int, name: str) -> None:
+        assert self._source is not None
+        done = 0
+        while done < len(target):
+            try:
+                count = os.preadv(self._source, [target[done : done + _PIECE]], offset + done)
+            except OSError as error:
+                raise InvalidModelFile(f"model file {str(self.path)!r}: cannot be read: {error.strerror}") from None
+            if count == 0:
+                raise InvalidModelFile(
+                    f"model file {str(self.path)!r}: tensor {name!r} ends behind the file, which has become shorter "
+                    f"since it was opened: {_AGAIN}"
+                )
+            done += count
 
     def floats(self, name: str) -> NDArray[np.float32]:
         """A tensor of type F32, F16 or BF16 as float32, copied.
@@ -97,10 +128,9 @@ class GGUFFile:
         return values.reshape(entry.shape)
 
     def release(self, name: str) -> None:
-        """Give the memory of a tensor's bytes back to the system; they are read again if they are asked for again.
-
-        Of a file in parts they are gone.
-        """
+        """Give the memory of a tensor's bytes back to the system, for a file in parts: they are gone then."""
+        if self._source is not None:
+            return  # arrays of ``data`` own theirs
         entry = self._entry(name)
         page = mmap.PAGESIZE
         begin, end = -(-entry.offset // page) * page, (entry.offset + entry.nbytes) // page * page
@@ -111,6 +141,9 @@ class GGUFFile:
         """Unmap the file. Arrays of ``data`` must be gone; if one is not, the map goes with it."""
         with contextlib.suppress(BufferError):  # an array of `data` lives, say in the traceback of an error
             self._map.close()
+        if self._source is not None:
+            os.close(self._source)
+            self._source = None
 
     def __enter__(self) -> GGUFFile:
         return self
@@ -260,12 +293,12 @@ class _Reader:
         return InvalidModelFile(f"model file {str(self._path)!r}: {text}")
 
 
-def _mapped(path: Path) -> mmap.mmap:
+def _mapped(path: Path) -> tuple[mmap.mmap, int]:
     try:
         with path.open("rb") as source:
             if os.fstat(source.fileno()).st_size == 0:
                 raise InvalidModelFile(f"model file {str(path)!r}: is empty: not a GGUF file; give the path of one")
-            return mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ)
+            return mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ), os.dup(source.fileno())
     except IsADirectoryError:
         raise InvalidModelFile(f"model file {str(path)!r}: is a folder; give the path of a .gguf file") from None
     except FileNotFoundError:
