@@ -10,16 +10,17 @@ import re
 from fractions import Fraction
 
 #: spaces between groups of digits: LaTeX's, no-break, thin and narrow
-_GROUPS = re.compile(r"(?<=\d)(?:\{,\}|\\!,|\\[,!;: ]|[\u00a0\u2009\u202f]|~)(?=\d{3}(?!\d))")
+_GROUPS = re.compile(r"(?<=\d)(?:\{,\}|\\!,|\\[,!;: ]|[\u00a0\u2009\u202f'’_]|~)(?=\d{3}(?!\d))")
+_EMPHASIS = re.compile(r"(?<!\w)__(?=\S)([^_\n]+)__(?!\w)")
 _BOX_GROUPS = re.compile(r"(?<=\d) (?=\d{3}(?!\d))")
 #: words in a formula, with the power or index that they carry: units
 _WORDS = re.compile(
-    r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname|hbox)\s*\{[^{}]*\}\s*(?:[\^_](?:\{[^{}]*\}|\S))?"
+    r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname|hbox)\s*\{([^{}]*)\}\s*(?:[\^_](?:\{[^{}]*\}|\S))?"
 )
 _FRACTION = re.compile(r"\\[dtc]?frac\s*(?:\{([^{}]+)\}\s*\{([^{}]+)\}|(\d)\s*(\d))")
 _POWER_OF_TEN = re.compile(r"\s*(?:\\times|\\cdot|×|·|\*|x)\s*10\s*(?:\^|\*\*)\s*\{?\s*([-+−]?\d+)\s*\}?")
 _INDEX = re.compile(r"_\s*(?:\{[^{}]*\}|\w)")
-_PLAIN = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
+_PLAIN = r"(?:\d{1,2}(?:,\d{2})+,\d{3}(?!\d)|\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 _NUMBER = re.compile(
     rf"(?<![\w.^_\\])[-+−–]?\s?(?:\d+\s+\d+/\d+|(?:{_PLAIN})(?:[eE][-+]?\d+)?(?:\s*/\s*(?:{_PLAIN}))?)(?![\w]*[({{])"
 )
@@ -36,7 +37,8 @@ def plain(text: str, *, box: bool = False) -> str:
     text = _GROUPS.sub("", text)
     if box:
         text = _BOX_GROUPS.sub("", text)
-    text = _WORDS.sub(" ", text)
+    text = _WORDS.sub(lambda m: f" {m[1]} " if re.match(r"\s*[-+−]?\\?\$?\d", m[1]) else " ", text)
+    text = _EMPHASIS.sub(r"\1", text)
     text = _FRACTION.sub(lambda m: f" {m[1] or m[3]}/{m[2] or m[4]} ", text)
     text = _POWER_OF_TEN.sub(lambda m: f"e{m[1].replace('−', '-')}", text)
     text = _INDEX.sub(" ", text) if box else text

@@ -22,8 +22,31 @@ _NAMED = 'import sys as _sys\n__name__ = "solution"\n_sys.modules[__name__] = _s
 
 def fences(text: str) -> list[str]:
     """Contents of the code blocks of a reply, in order; the last may be open to the end."""
-    tokens = MarkdownIt("commonmark").parse(text.replace("\r\n", "\n").replace("\r", "\n"))
-    return [textwrap.dedent(token.content) for token in tokens if token.type == "fence"]
+    found = []
+    for token in MarkdownIt("commonmark").parse(text.replace("\r\n", "\n").replace("\r", "\n")):
+        if token.type == "fence":  # a document in a fence has fences of its own
+            inner = fences(token.content) if token.info.strip().lower() in ("md", "markdown") else []
+            found += inner or [textwrap.dedent(token.content)]
+    return found
+
+
+def _code_blocks(text: str) -> list[str]:
+    """Contents of what stands indented, CommonMark's older way to show code."""
+    return [token.content for token in MarkdownIt("commonmark").parse(text) if token.type == "code_block"]
+
+
+def _cleaned(text: str) -> str:
+    """A reply with plain line ends, without byte order marks, spaces of no width, and what it thought before it."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\ufeff", "").replace("\u200b", "")
+    return text.rpartition("</think>")[2] if "</think>" in text else text
+
+
+def _python(code: str) -> str:
+    """Code without what is none, if Python cannot read it otherwise: no-break spaces, commands of notebooks."""
+    if _compiles(code):
+        return code
+    plain = re.sub(r"^\s*[%!]\s*\w.*$", "", code.replace("\u00a0", " "), flags=re.MULTILINE)
+    return plain if _compiles(plain) else code
 
 
 def solution(prompt: str, entry_point: str, text: str) -> str:
@@ -38,17 +61,20 @@ def solution(prompt: str, entry_point: str, text: str) -> str:
         The last code block that defines the function (as a method of a class, too), with the prompt's imports and
         helpers before it; else code of that kind among the prose; else the prompt and the reply as its continuation.
     """
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    blocks = fences(text)
+    text = _cleaned(text)
+    blocks = [_python(block) for block in fences(text)]
     candidates = [block for block in blocks if _defines(block, entry_point)]
     if not candidates and (found := _among_prose(text, entry_point)):
         candidates = [found]
+    if not candidates:
+        candidates = [code for code in _code_blocks(text) if _defines(code, entry_point) and _compiles(code)]
     if candidates:
         return _complete(_before(prompt, entry_point), candidates[-1], entry_point)
     bodies = []
     for body in (*reversed(blocks), text):
         end = _STOPS.search(body)
-        bodies.append(_indented(prompt, body[: end.start()] if end else body))
+        body = _indented(prompt, body[: end.start()] if end else body)
+        bodies.append(body if _compiles(prompt + body) else body.expandtabs(4))  # tabs behind the prompt's spaces
     fitting = [body for body in bodies if body.strip() and _compiles(prompt + body)]
     return _together([prompt + (fitting or bodies)[0]])
 
