@@ -4,7 +4,7 @@ from fastpower.chains.chain import Chain, Counts, Port, Run, Sampler, Ticket, to
 from fastpower.chains.job import Finished, Job
 from fastpower.chains.outcome import Outcome
 from fastpower.chains.record import Record
-from fastpower.chains.requests import Branch, Rollout, Score, Scored, Suffix, Watch
+from fastpower.chains.requests import Branch, Pool, Pooled, Rollout, Score, Scored, Suffix, Watch
 
 __all__ = [
     "Branch",
@@ -13,6 +13,8 @@ __all__ = [
     "Finished",
     "Job",
     "Outcome",
+    "Pool",
+    "Pooled",
     "Port",
     "Record",
     "Rollout",

@@ -138,6 +138,10 @@ class Chain:
         """One uniform in (0, 1) for the given use."""
         return uniform(self.key(*labels), 0, purpose)
 
+    def stopping_at(self, strings: tuple[str, ...]) -> Stopping | None:
+        """What tells whether a text has come to one of ``strings``; None without any."""
+        return self._port.stopping(strings)
+
     def start(self, request: Request) -> Ticket:
         """Put a request to work without waiting for it: yield the ticket to get the result, or cancel it."""
         return self._port.submit(self, request)

@@ -79,6 +79,7 @@ class Rollout:
     exclude: int = -1  #: token removed from the first draw
     watch: Watch | None = None
     peek: bool = False  #: also report logz and entropy of the position after the last token (unless EOS)
+    until: tuple[str, ...] = ()  #: stop strings in place of the target's, () for those
 
 
 @dataclass(slots=True, eq=False)
@@ -126,17 +127,47 @@ class Weigh:
     twist: bool = False
 
 
-Request = Rollout | Score | Weigh
-Response = Suffix | Scored | float
+@dataclass(slots=True, eq=False)
+class Pool:
+    """Draw one token behind several branches at once, from the normalised product of what they say of it.
+
+    The token depends on the branches and (key, position) only.
+    """
+
+    parents: tuple[Branch, ...]
+    key: int
+    position: int
+    exponents: tuple[float, ...] = ()  #: none: nothing is recorded
 
 
-def check(request: Rollout | Score, max_length: int) -> None:
+@dataclass(slots=True, eq=False)
+class Pooled:
+    """What a ``Pool`` drew. Without the weight exp(log_mass) the draw is biased for the product."""
+
+    token: int  #: −1 if the branches exclude each other's tokens
+    logp: float  #: log r(token), r the normalised product
+    log_mass: float  #: log Σ_v Π_k p_k(v)
+    branches: tuple[Branch, ...]  #: the parents followed by the token; none without one
+
+
+Request = Rollout | Score | Weigh | Pool
+Response = Suffix | Scored | float | Pooled
+
+
+def check(request: Rollout | Score | Pool, max_length: int) -> None:
     """Refuse a request that cannot be carried out.
 
     Raises:
         ValueError: It contradicts itself.
         PromptTooLong: It does not fit into the context.
     """
+    if isinstance(request, Pool):
+        longest = 1 + max((len(parent.tokens) for parent in request.parents), default=0)
+        if not request.parents or not all(len(parent.tokens) for parent in request.parents):
+            raise ValueError("a pool needs branches of at least one token each")
+        if longest > max_length:
+            raise PromptTooLong(f"{longest} tokens exceed the model's context of {max_length}; lower the horizon")
+        return
     parent = len(request.parent.tokens)
     if not 1 <= request.length <= parent:
         raise ValueError(f"length must lie in [1, {parent}] (the parent's tokens), got {request.length}")

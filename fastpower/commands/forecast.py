@@ -12,6 +12,7 @@ from fastpower.samplers import (
     BestOfN,
     ConditionalSMC,
     LowTemperature,
+    MarginalSharpening,
     MultipleTry,
     ParallelTempering,
     ParticleMH,
@@ -129,6 +130,8 @@ def tokens_of(sampler: Any) -> int | None:
         return horizon
     if isinstance(sampler, BestOfN):
         return sampler.n * horizon if sampler.budget is None else sampler.budget + horizon
+    if isinstance(sampler, MarginalSharpening):
+        return sampler.particles * sampler.together * horizon
     if isinstance(sampler, PowerSMC):
         return sampler.islands * sampler.particles * horizon
     if isinstance(sampler, ParticleMH):

@@ -127,6 +127,41 @@ class VerifyingDecoder(Decoder, Protocol):
         """
 
 
+class PooledDraws(NamedTuple):
+    """Results of a pooled forward, on the host; G groups of rows."""
+
+    token: NDArray[np.int64]  #: (G,) −1 where nothing could be drawn
+    logp: NDArray[np.float32]  #: (G,) log of the token's probability under the normalised product
+    log_mass: NDArray[np.float32]  #: (G,) log Σ_v Π_k p_k(v); −inf where the rows exclude each other's tokens
+    status: NDArray[np.int32]  #: (G,) bit set of ``fastpower.kernels.Status``; 0 = fine
+
+
+@runtime_checkable
+class PoolingDecoder(Decoder, Protocol):
+    """A decoder whose rows can decode one token together. Optional: ``marginal`` needs it."""
+
+    def forward_pooled(
+        self,
+        work: Sequence[Work],
+        starts: NDArray[np.int64],
+        keys: NDArray[np.uint64],
+        positions: NDArray[np.int64],
+    ) -> PooledDraws:
+        """Append every row's tokens and draw one token per group, from the product of its rows' distributions.
+
+        What the rows' logits go through is ``fastpower.kernels.sample_pooled``, whose arguments these are.
+
+        Args:
+            work: B rows, those of a group one after the other.
+            starts: (G + 1,) first row of each group, then B.
+            keys: (G,) Philox key of each draw.
+            positions: (G,) its counter.
+
+        Raises:
+            CacheFull: As ``forward``, and so are its other errors.
+        """
+
+
 @runtime_checkable
 class PrefixDecoder(Decoder, Protocol):
     """A decoder that finds what finished sequences held again by its tokens. Optional.

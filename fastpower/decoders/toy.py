@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastpower.decoders.base import Draws, SequenceScores, TokenDraws, Work, check_draws, check_rows
+from fastpower.decoders.base import Draws, PooledDraws, SequenceScores, TokenDraws, Work, check_draws, check_rows
 from fastpower.errors import CacheFull, InvalidLogits, UnknownSequence
-from fastpower.kernels import sample_tokens, score_tokens
+from fastpower.kernels import sample_pooled, sample_tokens, score_tokens
 from fastpower.kernels.arguments import whole_number
 from fastpower.random import derive, uniforms
 
@@ -193,6 +193,19 @@ class ToyDecoder:
             backend=self._backend,
         )
         return TokenDraws(*(x.numpy() for x in out))
+
+    def forward_pooled(
+        self,
+        work: Sequence[Work],
+        starts: NDArray[np.int64],
+        keys: NDArray[np.uint64],
+        positions: NDArray[np.int64],
+    ) -> PooledDraws:
+        paths = self._append(work)
+        self.rows += len(work)
+        logits = torch.from_numpy(np.stack([self.row(path[-1]) for path in paths]))
+        places = [torch.from_numpy(x) for x in (starts, keys.view(np.int64), positions)]
+        return PooledDraws(*(x.numpy() for x in sample_pooled(logits, *places, backend=self._backend)))
 
     def score(self, work: Sequence[Work], exponents: NDArray[np.float32]) -> list[SequenceScores]:
         paths = self._append(work)

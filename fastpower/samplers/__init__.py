@@ -11,6 +11,7 @@ from fastpower.chains.chain import Sampler
 from fastpower.samplers.baselines import BestOfN, LowTemperature, Plain
 from fastpower.samplers.egps import EntropyGuided
 from fastpower.samplers.lookahead import AuxiliaryParticles, Lookahead
+from fastpower.samplers.marginal import MarginalSharpening
 from fastpower.samplers.metropolis import EntropyCut, MetropolisHastings
 from fastpower.samplers.multiple_try import MultipleTry
 from fastpower.samplers.smc import ConditionalSMC, ParticleMH, PowerSMC
@@ -27,6 +28,7 @@ __all__ = [
     "EntropyGuided",
     "Lookahead",
     "LowTemperature",
+    "MarginalSharpening",
     "MetropolisHastings",
     "MultipleTry",
     "ParallelTempering",
@@ -53,6 +55,7 @@ METHODS: dict[str, Any] = {
         ConditionalSMC,
         Lookahead,
         AuxiliaryParticles,
+        MarginalSharpening,
     )
 }
 

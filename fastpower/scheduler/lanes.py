@@ -34,7 +34,7 @@ class Member:
         self.most = request.max_new - len(request.forced)  # tokens that it may draw
         self.watch = request.watch
         chain = ticket.chain
-        self.stopping = chain.stopping
+        self.stopping = chain.stopping_at(request.until) if request.until else chain.stopping
         #: the answer so far, kept where its text may end it
         self.answer = [*request.parent.tokens[chain.prompt_length : request.length]] if self.stopping else []
         self.ended = False

@@ -20,13 +20,14 @@ from dataclasses import dataclass
 
 from fastpower.chains.chain import Chain
 from fastpower.chains.job import Finished, Job
-from fastpower.chains.requests import Rollout, Score, Weigh
+from fastpower.chains.requests import Pool, Rollout, Score, Weigh
 from fastpower.decoders.base import Decoder
 from fastpower.errors import CacheFull
 from fastpower.scheduler.batch import Batch
 from fastpower.scheduler.delivery import Delivery
 from fastpower.scheduler.guesses import Guesser, Guesses
 from fastpower.scheduler.lanes import Lane, Member
+from fastpower.scheduler.pooling import Pooling, pool_together
 from fastpower.scheduler.port import SchedulerPort
 from fastpower.scheduler.residence import Residence
 from fastpower.scheduler.running import Live, Running
@@ -224,11 +225,18 @@ class Scheduler:
         if self.lock_step and self._lanes:
             return
         scores: list[Scoring] = []
+        pools: list[Pooling] = []
         running = self._running
         while (head := running.head()) is not None:
             order, ticket = head
             request = ticket.request
             assert not isinstance(request, Weigh)  # those wait for no row
+            if isinstance(request, Pool):
+                if pools and sum(map(_width, pools)) + len(request.parents) > self.max_rows:
+                    break
+                running.take()
+                pools.append(Pooling(ticket, request, self._counter))
+                continue
             key = (id(request.parent), request.length)
             lane = self._delivery.open.get(key) if self.share_lanes and isinstance(request, Rollout) else None
             if lane is None and len(self._lanes) + len(scores) >= self.max_rows:
@@ -248,6 +256,8 @@ class Scheduler:
                 self._delivery.open[key] = lane
         if scores:
             self._score(scores)
+        if pools:
+            self._pool(pools)
 
     # -- memory ----------------------------------------------------------------------------------------------------
 
@@ -280,6 +290,21 @@ class Scheduler:
             counts.prefill_tokens += scoring.fed - 1
             self.totals.add(1, scoring.fed, 0)
             self._running.resolve(scoring.ticket, result)
+
+    def _pool(self, group: list[Pooling]) -> None:
+        """As ``_score``: tokens that several rows decode together."""
+        results = pool_together(group, self.decoder, self.residence, functools.partial(self._make_room, 0))
+        self.totals.scorings += 1
+        for pooling, result in zip(group, results, strict=True):
+            if isinstance(result, Exception):
+                self._running.resolve(pooling.ticket, None, result)
+                continue
+            rows, counts = len(pooling.lanes), pooling.ticket.chain.counts
+            counts.decoded_tokens += rows
+            counts.forwards += rows
+            counts.prefill_tokens += pooling.fed - rows
+            self.totals.add(rows, pooling.fed, 1)
+            self._running.resolve(pooling.ticket, result)
 
     # -- one decode step ---------------------------------------------------------------------------------------
 
@@ -337,6 +362,10 @@ class Scheduler:
             self._lanes.remove(lane)
             self._delivery.close(lane)
             self._delivery.fail(lane, error)
+
+
+def _width(pooling: Pooling) -> int:
+    return len(pooling.lanes)
 
 
 _rank = operator.attrgetter("rank")

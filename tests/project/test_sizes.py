@@ -23,6 +23,7 @@ FOLDERS = {
     "fastpower/kernels": "one file an operator, and what operators share",
     "fastpower/commands": "one file a subcommand, and what subcommands share",
     "fastpower/samplers": "one file a sampler, and what samplers share",
+    "fastpower/scheduler": "one file a kind of request, and what a step is made of",
     "fastpower": "the face, the doors, and one file for each word that all wings use",
     "fastpower/decoders/transformers": "what it takes to run somebody else's model: one file a reason",
     "csrc/cpu": "one file an operator that needs no folder, and what all kernels share",

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastpower.decoders.ahead import StepAhead
-from fastpower.decoders.base import Draws, SequenceScores, TokenDraws, Work, check_rows
+from fastpower.decoders.base import Draws, PooledDraws, SequenceScores, TokenDraws, Work, check_rows
 from fastpower.decoders.transfer import to_device
 from fastpower.decoders.transformers import scores, verification
 from fastpower.decoders.transformers.attention import Step, register_attention
@@ -216,8 +216,6 @@ class TransformersDecoder:
                 "hold theirs until they are deleted)"
             )
 
-    # -------------------------------------------------------------------------------------------------- forward
-
     def forward(self, work: Sequence[Work], draws: Draws) -> TokenDraws:
         """Append every row's tokens and draw from each row's last position, all or nothing.
 
@@ -249,6 +247,12 @@ class TransformersDecoder:
             keep = np.arange(counts.sum()) + np.repeat(ends - counts - before, counts)
             return self._draw(self._logits(batch, keep), draws)
 
+    def forward_pooled(self, work: Sequence[Work], *places: NDArray[Any]) -> PooledDraws:
+        """Append every row's tokens and draw one token per group of rows; see ``PoolingDecoder``."""
+        self._settle()
+        with self._packer.reserved(work) as batch, torch.inference_mode():
+            return scores.pool(self._last_logits(batch), places, self.layout.device, self.backend)
+
     def score(self, work: Sequence[Work], exponents: NDArray[np.float32]) -> list[SequenceScores]:
         """Append every row's tokens and return their statistics, all or nothing; see ``Decoder.score``.
 
@@ -263,8 +267,6 @@ class TransformersDecoder:
             logits = self._all_logits if self._device is None or self._hooked else self._states(batch)
             return scores.score(batch, exponents, logits, self.vocab_size, self.layout.device, self.backend)
 
-    # --------------------------------------------------------------------------------------------------- text
-
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text, with what the tokenizer puts first by itself (a BOS token, if it has one), once."""
         return text_tokens(self._tokenizer(), text)
@@ -272,8 +274,6 @@ class TransformersDecoder:
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of token ids, special tokens removed."""
         return str(self._tokenizer().decode(list(tokens), skip_special_tokens=True))
-
-    # ---------------------------------------------------------------------------------------------- inspection
 
     def stats(self) -> dict[str, int]:
         """The cache's ``stats()``: pages, tokens and bytes, free and in use."""
@@ -308,8 +308,6 @@ class TransformersDecoder:
         """
         own = self._own
         return own is not None and not own.hooked and self.layout.device.type == "cpu"
-
-    # ----------------------------------------------------------------------------------------------- internals
 
     @property
     def _own(self) -> FusedForward | DeviceForward | None:

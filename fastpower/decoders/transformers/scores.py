@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastpower import kernels
-from fastpower.decoders.base import Draws, SequenceScores, TokenDraws, check_draws
+from fastpower.decoders.base import Draws, PooledDraws, SequenceScores, TokenDraws, check_draws
 from fastpower.decoders.transfer import to_device, to_host
 from fastpower.decoders.transformers.packing import PackedBatch
 from fastpower.errors import InvalidLogits
@@ -39,6 +40,13 @@ def draw(logits: Tensor, draws: Draws, device: torch.device, backend: str) -> To
     return TokenDraws(
         *to_host(kernels.sample_tokens(logits, alpha, exponents, rows, keys, positions, exclude, backend=backend))
     )
+
+
+def pool(logits: Tensor, places: Sequence[NDArray[Any]], device: torch.device, backend: str) -> PooledDraws:
+    """``PoolingDecoder.forward_pooled``'s draws from (B, V) logits; places: starts, keys, positions."""
+    starts, keys, positions = (np.ascontiguousarray(x).view(np.int64) for x in places)
+    uploaded = to_device([starts, keys, positions], device)
+    return PooledDraws(*to_host(kernels.sample_pooled(logits, *uploaded, backend=backend)))
 
 
 def score(
