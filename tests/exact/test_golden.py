@@ -29,7 +29,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "csmc": {"particles": 4, "block": 3, "moves": 3},
     "sps": {"block": 4, "candidates": 4, "keep": 2, "rollouts": 2, "lookahead": 3},
     "apps": {"particles": 4, "block": 3, "rollouts": 2, "lookahead": 3},
+    "marginal": {"delimiter": "1", "particles": 4, "block": 2},
 }
+#: exponents, where not those on both sides of 1: so many traces
+ALPHAS = {"marginal": (2.0, 3.0)}
 
 
 #: settings that were once the default, and what they drew
@@ -38,10 +41,10 @@ DREW = {"egps": "9e5ad9a567871b4e"}
 
 
 def digest(method: str, settings: dict[str, Any] | None = None) -> str:
-    """Of prompts that share a name, two seeds, and exponents on both sides of 1."""
+    """Of prompts that share a name, two seeds, and exponents on both sides of 1 where there are such."""
     settings = SETTINGS.get(method, STAGED) if settings is None else settings
     facts = []
-    for alpha, seed in [(2.5, 4), (0.7, 2**63)]:
+    for alpha, seed in zip(ALPHAS.get(method, (2.5, 0.7)), (4, 2**63), strict=True):
         sampler = make_sampler(method, alpha=alpha, max_new_tokens=11, **settings)
         results = generate(toy_model(), ["1 2", "3", [1, 2]], sampler, seed=seed, chains=3)
         facts += [[r.id, r.token_ids, r.ended, [event.get("accepted") for event in r.trace]] for r in results]
