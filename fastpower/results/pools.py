@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from fastpower.chains.record import Array
+from fastpower.random import Purpose, derive, select, uniform
 
 #: effective answers below which an estimate is not stated
 FEWEST = 3.0
@@ -113,16 +114,104 @@ def vote(
     """
     if not len(answers):
         raise ValueError("an empty pool has no vote")
+    shares = _masses(answers, answer_of, weights)[1]
+    best = max(shares, key=shares.__getitem__) if shares else None
+    return Vote(best, shares.get(best, 0.0), shares)
+
+
+@dataclass(frozen=True)
+class PoweredAnswer:
+    """An answer drawn in proportion to the γ-th power of its mass, and one of those that gave it.
+
+    It is a single draw, not a vote: its accuracy stands beside that of other single draws.
+    """
+
+    answer: Hashable  #: None where nobody answers
+    index: int | None  #: of the chosen one among the answers of the pool
+    probability: float  #: that of this answer to be drawn
+    shares: Mapping[Hashable, float]  #: of every answer, before the power; those for no answer are left out
+
+
+def answer_power(
+    answers: Sequence[Any],
+    answer_of: Callable[[Any], Hashable | None],
+    weights: Sequence[float] | None = None,
+    *,
+    gamma: float = 2.0,
+    seed: int = 0,
+) -> PoweredAnswer:
+    """Draw an answer a with probability ∝ μ̂(a)^γ, then one of those that gave it, by weight. No model is called.
+
+    μ̂(a) is the weight of all that answer a: with weights of p^α it estimates that target's own mass of a, which p^α
+    splits over the ways to get there. Consistent in the number of answers; γ → ∞ is ``vote``.
+
+    Args:
+        answers: Of one prompt.
+        answer_of: What an answer says, None for nothing; ``fastpower.evaluate.grading.answer_of`` has some.
+        weights: Of the answers; None: equal. ``Reweighted.weights`` and ``island_weights`` are others.
+        gamma: γ > 0, on top of what the weights stand for.
+        seed: Of the draw: the same seed, pool and γ give the same answer.
+
+    Raises:
+        ValueError: An empty pool, weights or a γ that are none.
+    """
+    if not len(answers):
+        raise ValueError("an empty pool has no answer to draw: draw at least one")
+    if not (gamma > 0 and math.isfinite(gamma)):
+        raise ValueError(f"gamma must be a finite number > 0, got {gamma}; 1 keeps the pool's own law")
+    choices, shares = _masses(answers, answer_of, weights)
+    alive = [(choice, share) for choice, share in shares.items() if share > 0]
+    if not alive:
+        return PoweredAnswer(None, None, 0.0, shares)
+    power = gamma * np.log([share for _, share in alive])
+    law = np.exp(power - np.logaddexp.reduce(power))
+    key = derive(seed, "answer power")
+    chosen = select(law, uniform(key, 0, Purpose.ANSWER))
+    answer = alive[chosen][0]
+    own = np.array([mass if choice == answer else 0.0 for choice, mass in choices])
+    index = select(own / own.sum(), uniform(key, 0, Purpose.SELECT))
+    return PoweredAnswer(answer, index, float(law[chosen]), shares)
+
+
+def island_weights(answers: Sequence[Any]) -> Array:
+    """Weights of answers that are each one draw of an independent population: Ẑ_r / Σ Ẑ, never equal.
+
+    Args:
+        answers: Of ``smc``, ``marginal`` or another method that reports ``log_z``, of one prompt. A population without
+            an answer has weight 0.
+
+    Raises:
+        ValueError: An empty pool, an answer without ``log_z``, or none with any weight.
+    """
+    if not len(answers):
+        raise ValueError("an empty pool has no weights: draw at least one answer")
+    log_z = []
+    for i, answer in enumerate(answers):
+        found = _field(answer, "diagnostics")
+        if "log_z" not in found:
+            method = _field(answer, "method")
+            raise ValueError(f"answer {i} of {method!r} has no log_z: island weights are for populations such as smc")
+        log_z.append(-math.inf if found["log_z"] is None else float(found["log_z"]))
+    values = np.array(log_z)
+    if not np.isfinite(values.max()):
+        raise ValueError("no population of the pool has an answer with weight: nothing can be weighted")
+    weights: Array = np.exp(values - np.logaddexp.reduce(values))
+    return weights
+
+
+def _masses(
+    answers: Sequence[Any], answer_of: Callable[[Any], Hashable | None], weights: Sequence[float] | None
+) -> tuple[list[tuple[Hashable | None, float]], dict[Hashable, float]]:
+    """What everyone answers with their normalised weight, and the sum of weights of every answer."""
     masses = np.full(len(answers), 1.0) if weights is None else np.asarray(weights, np.float64)
     if masses.shape != (len(answers),) or not np.all(masses >= 0) or not masses.sum() > 0:
         raise ValueError(f"weights must be {len(answers)} numbers ≥ 0 that are not all 0")
+    choices = [(answer_of(answer), float(mass)) for answer, mass in zip(answers, masses / masses.sum(), strict=True)]
     shares: dict[Hashable, float] = {}
-    for answer, mass in zip(answers, masses / masses.sum(), strict=True):
-        choice = answer_of(answer)
+    for choice, mass in choices:
         if choice is not None:
-            shares[choice] = shares.get(choice, 0.0) + float(mass)
-    best = max(shares, key=shares.__getitem__) if shares else None
-    return Vote(best, shares.get(best, 0.0), shares)
+            shares[choice] = shares.get(choice, 0.0) + mass
+    return choices, shares
 
 
 def rank_weights(answers: Sequence[Any], *, middle: float = 0.75, steepness: float = 1.0) -> Array:
