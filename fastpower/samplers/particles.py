@@ -42,6 +42,8 @@ class Particles:
     lost: bool = False  #: no particle has φ > 0, or none had ψ > 0: Ẑ is 0, and the weights are those of p^α
     paid: bool = False  #: the weights already hold logz of ``position`` for unfinished answers
     trace: list[dict[str, Any]] = field(default_factory=list)
+    #: (N,) logz of the next position at the exponent there, as far as the weights hold it
+    ahead: Array = field(default_factory=lambda: np.zeros(0))
 
     def __len__(self) -> int:
         return len(self.records)
@@ -70,6 +72,7 @@ class Particles:
         if self.log_twists is not None:
             self.log_twists = self.log_twists[list(ancestors)]
         self.log_weights = np.zeros(len(self))
+        self.ahead = self.ahead[list(ancestors)] if len(self.ahead) else self.ahead
         # All survivors are taken over before the dead are dropped: pages are shared, never copied.
         self.records = [self.records[i] for i in ancestors]
 
@@ -169,8 +172,10 @@ def advance(
     if after != alpha:
         for i, record in enumerate(particles.records):
             particles.log_weights[i] += (after - alpha) * record.total_logp
+    particles.ahead = np.zeros(len(particles))
     for i, logz in following.items():
-        particles.log_weights[i] += float(logz[exponents.index(after)])
+        particles.ahead[i] = logz[exponents.index(after)]
+        particles.log_weights[i] += float(particles.ahead[i])
     particles.paid = peek and not last
 
 

@@ -31,6 +31,7 @@ from fastpower.samplers.particles import (
     told,
     twist,
 )
+from fastpower.samplers.rejuvenate import rejuvenate
 from fastpower.target import PowerTarget, linear_ramp
 
 
@@ -45,6 +46,8 @@ class PowerSMC:
         ramp: Tokens over which the exponent rises from 1 to alpha (0: none; ignored if the target has a schedule).
         scheme: systematic, stratified, residual or multinomial.
         islands: Independent runs combined by their Ẑ.
+        moves: Metropolis–Hastings moves of every particle at each check (``rejuvenate.py``): E[Ẑ] stays the same. Each
+            costs as many tokens as there are behind its cut.
     """
 
     target: PowerTarget = field(default_factory=PowerTarget)
@@ -54,6 +57,7 @@ class PowerSMC:
     ramp: int = 100
     scheme: str = "systematic"
     islands: int = 1
+    moves: int = 0
     method: ClassVar[str] = "smc"
     takes_potential: ClassVar[bool] = True
 
@@ -63,6 +67,10 @@ class PowerSMC:
             raise ValueError(f"ramp must be ≥ 0 tokens, got {self.ramp}")
         if self.islands < 1:
             raise ValueError(f"islands must be at least 1, got {self.islands}")
+        if self.moves < 0:
+            raise ValueError(f"moves must be ≥ 0 (0 = none at a check), got {self.moves}")
+        if self.moves and self.target.potential is not None and self.target.potential.twisted:
+            raise ValueError(f"moves do not go with a potential that has a twist, got moves={self.moves}; use moves=0")
 
     @property
     def annealed(self) -> PowerTarget:
@@ -116,8 +124,14 @@ class PowerSMC:
                 particles.resample(chosen)
                 line["ancestors"] = chosen
                 line["unique_ancestors"] = len(set(chosen))
+            if self.moves and fixed is None and end < target.horizon:
+                # at every check: whether there was a resampling, or all have ended, depends on the particles
+                accepted = 0
+                for s in range(self.moves):
+                    accepted += yield from rejuvenate(chain, particles, alpha, exponents, *labels, step, "move", s)
+                line["moved"] = accepted / (self.moves * n)
             particles.trace.append(line | {"log_z": told(particles.log_z())})
-            if not particles.alive:
+            if not particles.alive and not self.moves:  # moves may take an end back
                 break
         catch_up(particles, target)
         yield from tilt(chain, particles, potential)

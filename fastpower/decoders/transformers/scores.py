@@ -43,7 +43,14 @@ def draw(logits: Tensor, draws: Draws, device: torch.device, backend: str) -> To
 
 
 def pool(logits: Tensor, places: Sequence[NDArray[Any]], device: torch.device, backend: str) -> PooledDraws:
-    """``PoolingDecoder.forward_pooled``'s draws from (B, V) logits; places: starts, keys, positions."""
+    """``PoolingDecoder.forward_pooled``'s draws from (B, V) logits.
+
+    Args:
+        logits: Of the rows, group after group.
+        places: starts (G + 1,), keys (G,), positions (G,).
+        device: Where the logits are.
+        backend: Of the kernels.
+    """
     starts, keys, positions = (np.ascontiguousarray(x).view(np.int64) for x in places)
     uploaded = to_device([starts, keys, positions], device)
     return PooledDraws(*to_host(kernels.sample_pooled(logits, *uploaded, backend=backend)))
