@@ -133,7 +133,8 @@ def tokens_of(sampler: Any) -> int | None:
     if isinstance(sampler, MarginalSharpening):
         return sampler.particles * sampler.together * horizon
     if isinstance(sampler, PowerSMC):
-        return sampler.islands * sampler.particles * horizon
+        moved = sampler.moves * sum(range(sampler.block, horizon, sampler.block)) // 2
+        return sampler.islands * sampler.particles * (horizon + moved)
     if isinstance(sampler, ParticleMH):
         return (sampler.moves + 1) * sampler.particles * horizon
     if isinstance(sampler, ConditionalSMC):
