@@ -39,13 +39,17 @@ def collect(name: str, folders: Sequence[Path], model: Path, named: str, commit:
             raise ValueError(f"the run folders have different {key}: {', '.join(sorted(values))}")
     records: dict[str, dict[str, Any]] = {}
     finished: list[float] = []
-    for folder, found in zip(folders, configs, strict=True):
-        for record in complete(read_records(folder, timings=True), found["config"], folder):
-            records.setdefault(record["id"], dict(record))
-            if record.get("finished"):
-                finished.append(float(record["finished"]))
+    read = [read_records(folder, timings=True) for folder in folders]
+    order = sorted({record["problem"] for found in read for record in found}, key=by_number)
+    commands = []
+    for folder, found, everything in zip(folders, configs, read, strict=True):
+        new = [r for r in complete(everything, found["config"], order, folder) if r["id"] not in records]
+        records |= {record["id"]: dict(record) for record in new}
+        finished += [float(record["finished"]) for record in new if record.get("finished")]
+        if new:
+            commands.append(command_of(found["config"], {record["method"] for record in new}, model.name))
     problems = list(dict.fromkeys(record["problem"] for record in records.values()))
-    problems.sort(key=lambda problem: [int(p) if p.isdigit() else p for p in problem.replace("-", "/").split("/")])
+    problems.sort(key=by_number)
     number = {problem: i for i, problem in enumerate(problems)}
     groups: dict[str, list[dict[str, Any]]] = {}
     for record in records.values():
@@ -66,7 +70,7 @@ def collect(name: str, folders: Sequence[Path], model: Path, named: str, commit:
         "dates": [_date(min(finished)), _date(max(finished))] if finished else [],
         "machine": f"{cpu_name()}, 2 cores",
         "versions": configs[0]["versions"],
-        "commands": [command_of(found["config"], groups, model.name) for found in configs],
+        "commands": commands,
     }
     extra: dict[str, Any] = {"moves": {m: moves_of(g) for m, g in groups.items() if any(r["trace"] for r in g)}}
     extra["moves"] = {method: found for method, found in extra["moves"].items() if found is not None}
@@ -78,17 +82,32 @@ def collect(name: str, folders: Sequence[Path], model: Path, named: str, commit:
     return Study(name, facts, problems, methods, extra)
 
 
-def complete(records: Sequence[Mapping[str, Any]], config: Mapping[str, Any], folder: Path) -> list[Mapping[str, Any]]:
-    """Records of the methods that are finished in a folder: short answers finish first, so that those of an unfinished
-    method are not like the rest."""
+def complete(
+    records: Sequence[Mapping[str, Any]], config: Mapping[str, Any], order: Sequence[str], folder: Path
+) -> list[Mapping[str, Any]]:
+    """Records of a folder's methods on the first problems of which every answer is there: short answers finish first,
+    so that the others of an unfinished method are not like the rest. ``order``: all problems of the task, in its order.
+    """
     kept = []
     for method in (found["label"] for found in config["methods"]):
-        group = [record for record in records if record["method"] == method]
-        if len(group) == config["problems"] * config["chains"]:
-            kept += group
-        elif group:
-            print(f"left out {method} of {folder.name}: {len(group)} answers, not all are there")
+        groups: dict[str, list[Mapping[str, Any]]] = {}
+        for record in records:
+            if record["method"] == method:
+                groups.setdefault(record["problem"], []).append(record)
+        counts = [len(groups.get(problem, [])) for problem in order[: config["problems"]]]
+        whole = order[: next((i for i, count in enumerate(counts) if count < config["chains"]), len(counts))]
+        kept += [record for problem in whole for record in groups[problem]]
+        left = sum(map(len, groups.values())) - len(whole) * config["chains"]
+        if left:
+            print(
+                f"{method} of {folder.name}: the first {len(whole)} problems; {left} answers behind them are left out"
+            )
     return kept
+
+
+def by_number(problem: str) -> list[Any]:
+    """A key that sorts HumanEval/9 before HumanEval/10."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in problem.replace("-", "/").split("/")]
 
 
 def command_of(config: Mapping[str, Any], kept: Collection[str], model: str) -> str:

@@ -7,7 +7,6 @@ import dataclasses
 import pytest
 import torch
 
-import fastpower
 from fastpower.chains.job import Job
 from fastpower.decoders.transformers import TransformersDecoder
 from fastpower.models import load_model
@@ -22,10 +21,8 @@ CHAINS = 5
 LEFT_OUT = {"3 rows", "13 rows"}  # between 2 and 4, and between 8 and 16
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16", "quantised"])
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def decoder(request, smollm2):
-    if request.param == "quantised":  # the package's file as it is, K/V in bfloat16
-        return fastpower.load(dtype="bfloat16", cache_tokens=8192).decoder
     model, tokenizer = smollm2 if request.param == "float32" else load_model(dtype=request.param)
     assert model.dtype == getattr(torch, request.param)
     made = TransformersDecoder(model, tokenizer, cache_tokens=8192)

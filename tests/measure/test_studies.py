@@ -88,11 +88,13 @@ def test_methods_are_compared_on_the_problems_that_all_of_them_have():
     assert {m: len(c["problem"]) for m, c in common.methods.items()} == {"plain": 30, "mh": 30}
 
 
-def test_a_method_whose_answers_are_not_all_there_is_left_out(capsys):
-    config = {"methods": [{"label": "plain"}, {"label": "mh"}], "problems": 2, "chains": 2}
-    records = [{"method": "plain", "id": i} for i in range(4)] + [{"method": "mh", "id": i} for i in range(3)]
-    assert [record["method"] for record in complete(records, config, Path("run"))] == ["plain"] * 4
-    assert "mh" in capsys.readouterr().out
+def test_of_an_unfinished_method_only_the_first_whole_problems_are_kept(capsys):
+    config = {"methods": [{"label": "plain"}, {"label": "mh"}], "problems": 12, "chains": 2}
+    records = [{"method": "plain", "problem": f"t/{i}"} for i in range(12) for _ in range(2)]
+    records += [{"method": "mh", "problem": f"t/{i}"} for i in (0, 0, 1, 1, 11, 11, 3)]
+    kept = complete(records, config, [f"t/{i}" for i in range(13)], Path("run"))
+    assert [r["problem"] for r in kept if r["method"] == "mh"] == ["t/0", "t/0", "t/1", "t/1"]
+    assert sum(r["method"] == "plain" for r in kept) == 24 and "3 answers" in capsys.readouterr().out
 
 
 # -- concentration ---------------------------------------------------------------------------------------------
