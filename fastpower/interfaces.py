@@ -128,6 +128,7 @@ INTERFACES = (
         "kernels",
         "Triton's compilation error names it; `make compat` runs the interpreter's tests on 3.6 to 3.9",
     ),
+    Interface("lm_eval", "models", "the harness's own models, registered beside ours", _ERROR),
     Interface("lm_eval", "api.model.LM", "base class of the harness's model", _ERROR),
     Interface("lm_eval", "api.registry.register_model", "its name in the harness", _ERROR),
     Interface("lm_eval", "__main__.cli_evaluate", "the harness's own command line", _ERROR),

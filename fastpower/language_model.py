@@ -203,11 +203,15 @@ def placed(
     Raises:
         ValueError: No such device here.
     """
+    import torch
+
     from fastpower.decoders.quantised.loading import gguf_files
 
     by_name = model is None or isinstance(model, (str, os.PathLike))
-    quantised = by_name and (weights is not None or gguf_files(model) is not None)
-    stays = quantised or not by_name or not {"device_map", "tp_plan"}.isdisjoint(by_others)
+    if weights is not None:  # on the CPU, or refused by who rounds them
+        found = None if device is None or device == "auto" else torch.device(device)
+        return chosen_dtype(dtype, None), found
+    stays = not by_name or gguf_files(model) is not None or not {"device_map", "tp_plan"}.isdisjoint(by_others)
     found = chosen_device(None if device == "auto" and stays else device)
     return chosen_dtype(dtype, found), found
 

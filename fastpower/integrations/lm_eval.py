@@ -28,6 +28,7 @@ from fastpower.samplers import make_sampler
 from fastpower.samplers.retarget import retargeted
 
 with interface("lm_eval"):
+    import lm_eval.models  # noqa: F401 - the harness knows its own models only if none is registered before them
     from lm_eval.api.model import LM
     from lm_eval.api.registry import register_model
 

@@ -41,8 +41,9 @@ def _request(kind: str, *args: Any) -> Instance:
     return Instance(request_type=kind, doc={}, arguments=args, idx=0, metadata=("toy", 0, 1))
 
 
-def test_the_model_is_registered_under_its_name() -> None:
+def test_the_model_is_registered_under_its_name_beside_the_harness_s_own() -> None:
     assert get_model("fastpower") is FastpowerLM
+    assert "local-chat-completions" in lm_eval.api.registry.model_registry
 
 
 def test_a_task_of_the_harness_runs_and_is_reproducible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

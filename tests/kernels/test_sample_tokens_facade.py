@@ -22,7 +22,7 @@ BAD_SAMPLES = [
     ("logits", torch.zeros(5), ValueError, "logits must have shape (B, V), got (5,)"),
     ("logits", torch.zeros(3, 0), ValueError, "logits must have at least one column"),
     ("logits", torch.zeros(5, 3).T, ValueError, "logits must have last stride 1"),
-    ("logits", torch.zeros(3, 5, device="meta"), ValueError, "alpha is on cpu, the other tensors on meta"),
+    ("logits", torch.zeros(3, 5, device="meta"), ValueError, "logits has shape (3, 5) but no memory"),
     ("alpha", torch.ones(2), ValueError, "alpha must have shape (3,), got (2,)"),
     ("alpha", torch.ones(3, dtype=torch.float64), TypeError, "alpha must be float32, got float64"),
     ("alpha", 4.0, TypeError, "alpha must be a torch.Tensor, got float"),
