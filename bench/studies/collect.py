@@ -22,6 +22,7 @@ from bench.machine import cpu_name
 from bench.studies.answers import row_of
 from bench.studies.study import Study, columns_of
 from fastpower.evaluate.runs import read_config, read_records
+from fastpower.evaluate.statistics import FEW
 
 #: entropy (nats) that parts cut positions into kinds
 BOUNDS = (0.05, 0.5)
@@ -86,7 +87,8 @@ def complete(
     records: Sequence[Mapping[str, Any]], config: Mapping[str, Any], order: Sequence[str], folder: Path
 ) -> list[Mapping[str, Any]]:
     """Records of a folder's methods on the first problems of which every answer is there: short answers finish first,
-    so that the others of an unfinished method are not like the rest. ``order``: all problems of the task, in its order.
+    so that the others of an unfinished method are not like the rest; none where these are few. ``order``: all problems
+    of the task, in its order.
     """
     kept = []
     for method in (found["label"] for found in config["methods"]):
@@ -96,6 +98,8 @@ def complete(
                 groups.setdefault(record["problem"], []).append(record)
         counts = [len(groups.get(problem, [])) for problem in order[: config["problems"]]]
         whole = order[: next((i for i, count in enumerate(counts) if count < config["chains"]), len(counts))]
+        if len(whole) < min(FEW, config["problems"]):
+            whole = []
         kept += [record for problem in whole for record in groups[problem]]
         left = sum(map(len, groups.values())) - len(whole) * config["chains"]
         if left:

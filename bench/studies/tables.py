@@ -177,8 +177,9 @@ def facts_line(study: Study) -> str:
 
 
 def short_table(study: Study) -> str:
-    """What a newcomer should see: a line per method, on the problems that all of them have."""
-    study = study.common()
+    """What a newcomer should see: a line per method, on problems that all of them have, forty or more if three do."""
+    many = study.common(40)
+    study = many if len(many.methods) >= 3 else study.common()
     base = study.rows("low_temperature")
     lines = [
         ["method", "accuracy ± s.e.", "− low temperature [95 %]", "log p", "tokens decoded per answer"],

@@ -88,13 +88,16 @@ def test_methods_are_compared_on_the_problems_that_all_of_them_have():
     assert {m: len(c["problem"]) for m, c in common.methods.items()} == {"plain": 30, "mh": 30}
 
 
-def test_of_an_unfinished_method_only_the_first_whole_problems_are_kept(capsys):
-    config = {"methods": [{"label": "plain"}, {"label": "mh"}], "problems": 12, "chains": 2}
-    records = [{"method": "plain", "problem": f"t/{i}"} for i in range(12) for _ in range(2)]
-    records += [{"method": "mh", "problem": f"t/{i}"} for i in (0, 0, 1, 1, 11, 11, 3)]
-    kept = complete(records, config, [f"t/{i}" for i in range(13)], Path("run"))
-    assert [r["problem"] for r in kept if r["method"] == "mh"] == ["t/0", "t/0", "t/1", "t/1"]
-    assert sum(r["method"] == "plain" for r in kept) == 24 and "3 answers" in capsys.readouterr().out
+@pytest.mark.parametrize(("whole", "kept"), [(25, 25), (19, 0)])
+def test_of_an_unfinished_method_only_the_first_whole_problems_are_kept_if_they_are_enough(whole, kept, capsys):
+    order = [f"t/{i}" for i in range(50)]
+    config = {"methods": [{"label": "plain"}, {"label": "mh"}], "problems": 40, "chains": 2}
+    records = [{"method": "plain", "problem": p} for p in order[:40] for _ in range(2)]
+    records += [{"method": "mh", "problem": p} for p in order[:whole] for _ in range(2)]
+    records += [{"method": "mh", "problem": p} for p in (order[whole], order[35], order[35])]
+    found = complete(records, config, order, Path("run"))
+    assert [r["problem"] for r in found if r["method"] == "mh"] == [p for p in order[:kept] for _ in range(2)]
+    assert sum(r["method"] == "plain" for r in found) == 80 and "mh of run" in capsys.readouterr().out
 
 
 # -- concentration ---------------------------------------------------------------------------------------------
