@@ -182,6 +182,11 @@ class Scheduler:
         """
         self._running.end(job)
 
+    def give_back(self) -> None:
+        """Free at once what finished chains held, as the next step would: for when there may be none for long."""
+        with self._turns.lock:
+            self.residence.flush()
+
     def _begin(self, job: Job) -> None:
         root = self.residence.root(job.tokens)
         chain = Chain(job.sampler, root, job.seed, job.prompt_id, job.chain, self._port)

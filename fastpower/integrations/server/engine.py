@@ -220,6 +220,7 @@ class Engine:
             try:
                 for finished in self.scheduler.run(self._source()):
                     self._deliver(finished)
+                    del finished  # it holds K/V, and the next may be hours away
                 return
             except Exception as error:  # a fault of the scheduler: whoever waits is told, and the next ones are served
                 with self._lock:
@@ -239,6 +240,8 @@ class Engine:
                         return
                     if self._entries:
                         break
+                    self.scheduler.give_back()
+                    self.cache = dict(self.model.decoder.stats())
                     self._lock.wait()
                 entry = self._inbox.popleft() if self._inbox else None
                 if entry is not None:

@@ -224,3 +224,12 @@ def test_metrics_count_what_was_done(client):
     text = client.get("/metrics").text
     assert "fastpower_answers_total 3.0" in text and "fastpower_running 0.0" in text
     assert "fastpower_moves_total" in text and "fastpower_cache_free_tokens" in text
+
+
+def test_an_idle_server_holds_no_sequence(client):
+    engine = client.app.state.service.engine
+    for method in ("mh", "smc-4", "tempering-2", "csmc-4"):
+        client.post("/v1/completions", json={"model": method, "prompt": "1 2", "seed": 0, "n": 3})
+    while engine.totals.running or engine.cache["sequences"]:
+        time.sleep(0.01)
+    assert "fastpower_cache_sequences 0.0" in client.get("/metrics").text
