@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
 import re
 import sys
@@ -79,6 +80,8 @@ def test_a_listed_name_is_there_and_without_it_the_error_says_so(entry: Any, mon
     owner: Any = importlib.import_module(".".join([entry.library, *path])) if path else module
     if entry.gone != _ERROR:  # there is something else to do where it is missing
         return
+    with contextlib.suppress(ModuleNotFoundError):  # a submodule is there once somebody has imported it
+        importlib.import_module(f"{owner.__name__}.{name}")
     assert hasattr(owner, name)
     if not isinstance(getattr(owner, name), ModuleType):  # Python finds a submodule whatever its package says
         _remove(owner, name, monkeypatch)
